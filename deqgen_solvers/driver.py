@@ -1,0 +1,370 @@
+"""The only loop: it counts, freezes, keeps the best iterate, sets the status and compacts rows.
+
+Numbers per sample (residuals, masks, status) live on the CPU, where they arrive in one transfer a
+step: the one synchronisation. Iterates stay on the device and are copied only when rows part ways.
+
+Letters: B samples, N unknowns of one sample, R <= B rows still held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from deqgen_solvers.autocast import Autocast
+from deqgen_solvers.errors import ConvergenceError, OptionError, OptionTypeError, nearest
+from deqgen_solvers.protocol import Solver
+from deqgen_solvers.registry import make_solver
+from deqgen_solvers.solution import Progress, Solution, Status, Trace
+from deqgen_solvers.state import Layout, Tree, check_rows, real_dtype, take_rows
+from deqgen_solvers.stopping import Tolerance
+
+T = TypeVar("T")
+
+# Rows are gathered once a quarter has finished. A gather then costs at most 3/4 of the one before
+# it, so all of them together cost less than three of the whole batch, however the samples finish.
+_GATHER_AT = 0.75
+
+
+def solve(
+    f: Callable[..., T],
+    z0: T,
+    args: tuple[Any, ...] = (),
+    solver: str | Solver[Any] = "anderson",
+    *,
+    tol: Tolerance | None = Tolerance(),  # noqa: B008 (frozen)
+    max_steps: int = 50,
+    select: str = "best",
+    compact: bool = False,
+    trace: bool = False,
+    throw: bool = False,
+    callback: Callable[[Progress], object] | None = None,
+) -> Solution[T]:
+    """Find z = f(z, *args) for every sample of a batch.
+
+    Samples are independent problems. Each has its own residual, status and step count, is frozen
+    when it finishes, and gets the answer that it would get alone (to rounding, if f is row-wise).
+    f(z0) is evaluated first; a step proposes the next z and evaluates f there.
+
+    With a tolerance nothing is recorded for autograd: to differentiate through a solution use
+    ``deqgen.gradients``. With ``tol=None`` this is a fixed program: exactly ``max_steps``
+    evaluations, the last image f(...f(z0)) returned, no residual, no synchronisation, and autograd
+    records it like any other code.
+
+    Args:
+        f: maps a state, and args, to a state of the same structure, shapes, dtypes and device.
+        z0: first iterate: a tensor of any rank, first axis the batch (a vector (B,) is B problems
+            of one unknown), or a nested tuple, list or dict of them; real or complex.
+        args: further arguments of f.
+        solver: a name out of ``available_solvers()`` or an object such as ``Anderson(memory=8)``.
+        tol: when a sample counts as converged, or None for a fixed budget.
+        max_steps: most steps a sample may take, >= 0. Picard, Anderson and Broyden spend at most
+            ``max_steps + 1`` evaluations.
+        select: "best" returns the iterate of least residual, "last" the last finite one. A sample
+            that converged returns the iterate that did, either way.
+        compact: let finished samples leave the batch, which then costs what its samples need and
+            not what its slowest needs. f must be row-wise and every tensor in args must hold one
+            row a sample; other values in args are passed on as they are.
+        trace: keep the residual of every step. Needs a tolerance.
+        throw: raise ConvergenceError unless every sample converges. Needs a tolerance.
+        callback: called with a ``Progress`` after f(z0) and after each step; returning True stops.
+
+    Returns:
+        A ``Solution``; an empty one for an empty batch, without calling f.
+
+    Raises:
+        OptionError, OptionTypeError, UnknownSolverError: a bad option, found before f is called.
+        StateError, StateTypeError: z0, args or what f returned does not fit; names the leaf.
+        ConvergenceError: see ``throw``; it carries the solution.
+        Exception: whatever f raises, unchanged.
+    """
+    method = make_solver(solver)
+    _check_options(f, args, tol, max_steps, select, trace or throw)
+    layout = Layout(z0)
+    if compact:
+        check_rows(args, layout.rows)
+    call = CountedFunction(f, args, layout)
+    if layout.rows == 0:
+        return _empty(layout, z0, tol, trace)
+    if tol is None:
+        with call.autocast.off():
+            return _run_budget(method, call, layout.flatten(z0, "z0"), max_steps, callback)
+    with torch.no_grad(), call.autocast.off():
+        search = _Search(method, call, tol, select == "best", compact, trace)
+        solution = search.run(layout.flatten(z0, "z0").detach(), max_steps, callback)
+    if throw and not bool(solution.converged.all()):
+        raise ConvergenceError(_complaint(solution), solution)
+    return solution
+
+
+class CountedFunction:
+    """f on flat states, (R, N) -> (R, N), with its args and a count of its calls."""
+
+    def __init__(self, f: Callable[..., Tree], args: tuple[Any, ...], layout: Layout) -> None:
+        self.f, self.args, self.layout = f, args, layout
+        self.autocast = Autocast(layout.device)
+        self.calls = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate f at z, check what it returns, and count."""
+        self.calls += 1
+        with self.autocast.on():
+            image = self.f(self.layout.unflatten(z), *self.args)
+        return self.layout.flatten(image, rows=z.shape[0])
+
+
+def _run_budget(
+    method: Solver[Any],
+    call: CountedFunction,
+    z: Tensor,
+    max_steps: int,
+    callback: Callable[[Progress], object] | None,
+) -> Solution[Any]:
+    """Spend exactly ``max_steps`` evaluations; no value is ever looked at."""
+    layout, state, status, taken = call.layout, None, Status.BUDGET, 0
+    rows = torch.arange(layout.rows) if callback is not None else None
+    while taken < max_steps and status is Status.BUDGET:
+        fz = call(z)
+        if callback is not None and rows is not None:
+            seen = Progress(taken, rows, layout.unflatten(z), layout.unflatten(fz), None, None)
+            status = Status.STOPPED if callback(seen) is True else status
+        if taken == 0:
+            state = method.init(z)
+        taken += 1
+        if taken == max_steps or status is Status.STOPPED:
+            z = fz
+        else:
+            z, state = method.step(call, z, fz, state)
+            z = layout.round(z)
+    return Solution(
+        z=layout.unflatten(z),
+        fz=None,
+        residual=None,
+        status=_per_sample(layout, int(status)),
+        steps=_per_sample(layout, taken),
+        nfe=call.calls,
+    )
+
+
+def _empty(layout: Layout, z0: Tree, tol: Tolerance | None, trace: bool) -> Solution[Any]:
+    """The solution of no problems; f is not called, since it may not take an empty batch."""
+    z = layout.flatten(z0, "z0").detach()
+    return Solution(
+        z=layout.unflatten(z),
+        fz=None if tol is None else layout.unflatten(z),
+        residual=None if tol is None else z.new_zeros(0).real,
+        status=_per_sample(layout, 0),
+        steps=_per_sample(layout, 0),
+        nfe=0,
+        trace=Trace(torch.zeros(0, 0, dtype=torch.float64), ()) if trace else None,
+    )
+
+
+def _per_sample(layout: Layout, value: int) -> Tensor:
+    return torch.full((layout.rows,), value, dtype=torch.int64, device=layout.device)
+
+
+class _Search:
+    """One solve to a tolerance. Tensors (R, N) are on the device, (R,) and (B,) on the CPU."""
+
+    def __init__(
+        self,
+        method: Solver[Any],
+        call: CountedFunction,
+        tol: Tolerance,
+        keep_best: bool,
+        compact: bool,
+        trace: bool,
+    ) -> None:
+        self.method, self.call, self.layout, self.tol = method, call, call.layout, tol
+        self.keep_best, self.compact, self.step = keep_best, compact, 0
+        batch = self.layout.rows
+        self.history: list[Tensor] | None = [] if trace else None
+        self.evaluated: list[int] = []
+        # Of all samples (B,).
+        self.status = torch.full((batch,), int(Status.MAX_STEPS))
+        self.steps = torch.full((batch,), -1)  # -1: still running
+        self.residual = torch.full((batch,), torch.nan, dtype=torch.float64)  # of the answer
+        self.answer: tuple[Tensor, Tensor] | None = None  # (B, N) twice, once rows have left
+        # Of the rows held (R,).
+        self.rows = torch.arange(batch)
+        self.running = torch.ones(batch, dtype=torch.bool)
+        self.all_running = True
+        self.level = self.residual.clone()  # residual of the current iterate
+        self.best = torch.full_like(self.residual, torch.inf)  # least residual so far
+        self.at_best = torch.ones(batch, dtype=torch.bool)  # the current iterate has it
+
+    def run(
+        self, z: Tensor, max_steps: int, callback: Callable[[Progress], object] | None
+    ) -> Solution[Any]:
+        """Search from z (B, N)."""
+        fz = self._evaluate(z)
+        self.z, self.fz, self.best_z, self.best_fz = z, fz, z, fz
+        self._judge(z, fz)
+        state = None
+        while self._continues(max_steps, callback):
+            if self.compact and self.running.sum() <= _GATHER_AT * len(self.rows):
+                state = self._gather(state)
+            if self.step == 0:  # only now, so that a solved z0 allocates nothing
+                state = self.method.init(self.z)
+            proposal, state = self.method.step(self.call, self.z, self.fz, state)
+            proposal = self.layout.round(proposal)
+            if not self.all_running:
+                proposal = _choose(self.running, proposal, self.z)
+            self.step += 1
+            self._judge(proposal, self._evaluate(proposal))
+        return self._solution()
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        self.evaluated.append(z.shape[0])
+        return self.call(z).detach()  # f may hand out a tensor that requires grad, even here
+
+    def _judge(self, z: Tensor, fz: Tensor) -> None:
+        """Take over a new iterate (R, N) row by row and see what each row has come to."""
+        norms = torch.stack((_norm(fz - z), _norm(fz))).cpu()  # the synchronisation of this step
+        residual, size = norms.double().unbind(0)
+        if self.history is not None:
+            self.history.append(self._spread(torch.where(self.running, residual, torch.nan)))
+        threshold = self.tol.threshold(size, self.layout.unknowns)
+        if self.all_running and bool(((residual > threshold) & (residual < self.best)).all()):
+            # Every row came closer and none is done: the usual step, worth a short way.
+            self.z, self.fz, self.best_z, self.best_fz = z, fz, z, fz
+            self.level, self.best, self.at_best = residual, residual, self.running
+            return
+        # An infinite size would make the threshold infinite, and a diverging row converged.
+        kept = self.running & residual.isfinite() & size.isfinite()
+        met = kept & (residual <= threshold)
+        better = kept & (met | (residual < self.best))
+        self.z, self.fz = _choose(kept, z, self.z), _choose(kept, fz, self.fz)
+        self.level = torch.where(kept, residual, self.level)
+        self.best = torch.where(better, residual, self.best)
+        # A finished row stays at its best, so that nothing is copied while all rows are.
+        self.at_best = torch.where(kept, better, self.at_best)
+        if self.keep_best:
+            self.best_z = _choose(self.at_best, self.z, self.best_z)
+            self.best_fz = _choose(self.at_best, self.fz, self.best_fz)
+        self._finish(self.running & ~kept, Status.NONFINITE)
+        self._finish(met, Status.CONVERGED)
+
+    def _finish(self, mask: Tensor, status: Status) -> None:
+        if mask.any():
+            self.status[self.rows[mask]] = int(status)
+            self.steps[self.rows[mask]] = self.step
+            self.running = self.running & ~mask
+            self.all_running = False
+
+    def _continues(self, max_steps: int, callback: Callable[[Progress], object] | None) -> bool:
+        if callback is not None and callback(self._progress()) is True:
+            self._finish(self.running, Status.STOPPED)
+        return self.step < max_steps and bool(self.running.any())
+
+    def _progress(self) -> Progress:
+        z, fz = self.layout.unflatten(self.z), self.layout.unflatten(self.fz)
+        host = (t.clone() for t in (self.level, self.running))
+        return Progress(self.step, self.rows.clone(), z, fz, *host)
+
+    def _gather(self, state: Any) -> Any:
+        """Let finished rows leave; return the state of those that stay."""
+        if self.answer is None:
+            z, fz = self._selected()
+            self.answer = z.clone(), fz.clone()
+        self._release()
+        stay = self.running.nonzero().squeeze(1)
+        on_device = stay.to(self.layout.device, non_blocking=True)
+        host = (self.rows, self.running, self.level, self.best, self.at_best)
+        self.rows, self.running, self.level, self.best, self.at_best = take_rows(host, stay)
+        self.z, self.fz = take_rows((self.z, self.fz), on_device)
+        if self.at_best.all():
+            self.best_z, self.best_fz = self.z, self.fz
+        else:
+            self.best_z, self.best_fz = take_rows((self.best_z, self.best_fz), on_device)
+        self.call.args = take_rows(self.call.args, on_device)
+        self.all_running = True
+        return take_rows(state, on_device)
+
+    def _selected(self) -> tuple[Tensor, Tensor]:
+        return (self.best_z, self.best_fz) if self.keep_best else (self.z, self.fz)
+
+    def _release(self) -> None:
+        """Write what the held rows have reached to its place among all samples."""
+        level = self.best if self.keep_best else self.level
+        self.residual[self.rows] = torch.where(level.isfinite(), level, torch.nan)
+        if self.answer is None:
+            self.answer = self._selected()
+        elif len(self.rows):
+            rows = self.rows.to(self.layout.device, non_blocking=True)
+            for whole, part in zip(self.answer, self._selected(), strict=True):
+                whole.index_copy_(0, rows, part)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """(R,) -> (B,), NaN where the sample is not held."""
+        return torch.full_like(self.residual, torch.nan).index_copy_(0, self.rows, values)
+
+    def _solution(self) -> Solution[Any]:
+        self._release()
+        assert self.answer is not None
+        z, fz = self.answer
+        device = self.layout.device
+        residual = self.residual.to(real_dtype(self.layout.dtype)).to(device)
+        steps = torch.where(self.steps < 0, self.step, self.steps)
+        trace = None
+        if self.history is not None:
+            trace = Trace(torch.stack(self.history), tuple(self.evaluated))
+        return Solution(
+            z=self.layout.unflatten(z),
+            fz=self.layout.unflatten(fz),
+            residual=residual,
+            status=self.status.to(device),
+            steps=steps.to(device),
+            nfe=self.call.calls,
+            trace=trace,
+        )
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1)
+    return norm
+
+
+def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Rows (R, N) of ``new`` where the host's mask (R,) is set; no copy when all or none are."""
+    if mask.all():
+        return new
+    if not mask.any():
+        return old
+    return torch.where(mask.to(new.device, non_blocking=True).unsqueeze(1), new, old)
+
+
+def _check_options(
+    f: object, args: object, tol: object, max_steps: object, select: object, needs_tol: bool
+) -> None:
+    if not callable(f):
+        raise OptionTypeError(f"solve: f must be callable, got {f!r}.")
+    if not isinstance(args, tuple | list):
+        raise OptionTypeError(f"solve: args must be a tuple, got {type(args).__name__}.")
+    if tol is not None and not isinstance(tol, Tolerance):
+        raise OptionTypeError(
+            f"solve: tol must be a Tolerance or None, got {tol!r}. "
+            "Write for example tol=Tolerance(atol=0.0, rtol=1e-4)."
+        )
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int):
+        raise OptionTypeError(f"solve: max_steps must be a whole number, got {max_steps!r}.")
+    if max_steps < 0:
+        raise OptionError(f"solve: max_steps must be >= 0, got {max_steps}.")
+    if select not in ("best", "last"):
+        hint = nearest(str(select), ("best", "last"))
+        raise OptionError(f"solve: select must be 'best' or 'last', got {select!r}.{hint}")
+    if needs_tol and tol is None:
+        raise OptionError("solve: trace and throw need a tolerance; tol=None measures nothing.")
+
+
+def _complaint(solution: Solution[Any]) -> str:
+    return (
+        f"Not every sample converged.\n{solution.explain()}\n"
+        "Likely causes: (a) too few steps, (b) a tolerance below the rounding error of the state's "
+        "dtype, (c) f does not contract, or has no fixed point near z0. Try a larger max_steps, a "
+        "looser Tolerance, Broyden or a larger Anderson memory; trace=True shows where it stalls."
+    )

@@ -1,0 +1,16 @@
+"""The update rules, one file a method.
+
+1. A method proposes the next iterate from z, f(z) and its memory; the driver does everything else.
+2. Options are the frozen fields of a dataclass; memory is a State that ``step`` takes and returns.
+3. ``window.py`` holds what Anderson and Broyden share: ring buffers and tiny linear systems.
+4. Rows never meet: each product and each solve is one problem a sample.
+5. To add a method, copy ``picard.py`` and register it; the tables in ``tests/contracts`` test it.
+"""
+
+from __future__ import annotations
+
+from deqgen_solvers.methods.anderson import Anderson
+from deqgen_solvers.methods.broyden import Broyden
+from deqgen_solvers.methods.picard import Picard
+
+__all__ = ["Anderson", "Broyden", "Picard"]
