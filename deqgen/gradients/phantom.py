@@ -1,0 +1,107 @@
+"""Cheap approximate gradients: a few damped steps in place of the adjoint solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqgen.gradients.adjoint import Cotangent, attach, forget_casts
+from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
+from deqgen.gradients.registry import register_gradient
+from deqgen.gradients.states import answer, map_leaves
+from deqgen_solvers.errors import nearest
+
+_MODES = ("unroll", "neumann")
+
+
+@register_gradient("phantom")
+@dataclass(frozen=True)
+class Phantom:
+    """Phantom gradient (Geng et al. 2021, arXiv 2111.05177).
+
+    With J the Jacobian of f at the point, k steps and damping t, the inverse of I - J is replaced
+    by t * sum_{i<k} (t J + (1 - t) I)^i (equations 4 to 8).
+
+    - ``mode="unroll"`` (UPG): k recorded steps z <- (1 - t) z + t f(z) from the solver's answer.
+      The answer moves along; memory grows with k; derivatives of any order exist (of those k
+      steps).
+    - ``mode="neumann"`` (NPG): one recorded evaluation; the sum is taken in the backward pass
+      with k - 1 vector-Jacobian products. Memory does not grow with k; double backward raises
+      :class:`GradientError`.
+
+    The two agree where f is affine. ``steps=1, damping=1`` is :class:`JFB`.
+
+    Args:
+        steps: k, at least 1.
+        damping: t, in (0, 1].
+        mode: ``"unroll"`` or ``"neumann"``.
+
+    Raises:
+        ValueError: if an option is out of its range.
+    """
+
+    steps: int = 5
+    damping: float = 0.5
+    mode: str = "unroll"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Phantom: steps must be at least 1, got {self.steps}.")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"Phantom: damping must lie in (0, 1], got {self.damping}.")
+        if self.mode not in _MODES:
+            hint = nearest(str(self.mode), _MODES)
+            raise ValueError(f"Phantom: unknown mode {self.mode!r}.{hint} Allowed: {_MODES}.")
+
+    @property
+    def keeps_answer(self) -> bool:
+        """Unless recorded steps lead on from the solver's answer, or damping holds them back."""
+        return self.mode == "neumann" or (self.steps == 1 and self.damping == 1)
+
+    def differentiate(
+        self, f: Cell, z0: State, args: tuple[Any, ...], forward: Forward
+    ) -> Equilibrium:
+        """See :meth:`GradientEstimator.differentiate`."""
+        solution = forward(f, z0, args)
+        if self.mode == "neumann":
+            tracked = torch.is_grad_enabled()
+            z = attach(f, solution.z, args, self._neumann) if tracked else answer(solution)
+        else:
+            z = self._unroll(f, solution.z, args)
+        return Equilibrium(z, (z,), solution)
+
+    def _unroll(self, f: Cell, z: State, args: tuple[Any, ...]) -> State:
+        forget_casts()
+        z = map_leaves(Tensor.detach, z)
+        for _ in range(self.steps):
+            image = f(z, *args)
+            z = image if self.damping == 1 else map_leaves(self._damp, image, like=z)
+        return z
+
+    def _damp(self, image: Tensor, z: Tensor) -> Tensor:
+        return z + self.damping * (image - z)
+
+    def _neumann(self, vjp: Callable[[Cotangent], Cotangent], u: Cotangent) -> Cotangent:
+        t = self.damping
+        v = tuple(t * part for part in u)
+        for _ in range(self.steps - 1):  # v <- (1 - t) v + t (u + J^T v)
+            v = tuple(a + t * (b + c - a) for a, b, c in zip(v, u, vjp(v), strict=True))
+        return v
+
+
+@register_gradient("jfb")
+@dataclass(frozen=True)
+class JFB(Phantom):
+    """Jacobian-free backpropagation (Fung et al. 2022, arXiv 2103.12803): ``Phantom(1, 1.0)``.
+
+    (I - J)^-1 is replaced by I. For a contraction the result is a descent direction under the
+    conditions of their theorem 1. It takes no options.
+    """
+
+    steps: int = field(default=1, init=False)
+    damping: float = field(default=1.0, init=False)
+    mode: str = field(default="unroll", init=False)

@@ -1,0 +1,83 @@
+"""Back-propagation through plain iterations, the published way to train a GET."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
+from deqgen.gradients.registry import register_gradient
+from deqgen.gradients.states import detach, leaves
+from deqgen_solvers import Solution, Status
+
+
+@register_gradient("unrolled")
+@dataclass(frozen=True)
+class Unrolled:
+    """Ordinary autograd through ``z <- f(z)``, repeated ``steps`` times from z0.
+
+    With ``every=1`` all iterates are returned for supervision: ``Unrolled(6)`` is how the GET was
+    trained (Geng et al. 2023, arXiv 2401.08639, section 3). Memory grows with the steps. The
+    gradient is exact for the iterates themselves, whether they have converged or not, to any
+    order.
+
+    The iterations are plain ones whatever the layer's solver, which serves in evaluation only.
+
+    Args:
+        steps: evaluations of f; None takes the layer's ``max_steps``, so that a call may choose.
+        every: supervise each ``every``-th iterate, counted so that the last one is among them.
+
+    Raises:
+        ValueError: if an option is below 1, or ``every`` does not divide the number of steps (at
+            construction if that is known, else at the first call).
+    """
+
+    steps: int | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"Unrolled: every must be at least 1, got {self.every}.")
+        if self.steps is not None:
+            self._check(self.steps)
+
+    @property
+    def keeps_answer(self) -> bool:
+        """False: it iterates by itself."""
+        return False
+
+    def differentiate(
+        self, f: Cell, z0: State, args: tuple[Any, ...], forward: Forward
+    ) -> Equilibrium:
+        """See :meth:`GradientEstimator.differentiate`."""
+        steps = forward.max_steps if self.steps is None else self.steps
+        self._check(steps)
+        z = z0
+        states = []
+        for step in range(1, steps + 1):
+            z = f(z, *args)
+            if step % self.every == 0:
+                states.append(z)
+        return Equilibrium(z, tuple(states), _budget(z, steps))
+
+    def _check(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"Unrolled: steps must be at least 1, got {steps}.")
+        if steps % self.every:
+            raise ValueError(f"Unrolled: every={self.every} does not divide steps={steps}.")
+
+
+def _budget(z: State, steps: int) -> Solution[Any]:
+    """What a solve with a bare budget reports."""
+    first = leaves(z)[0]
+    whole = torch.ones(first.shape[0], dtype=torch.int64, device=first.device)
+    return Solution(
+        z=detach(z),
+        fz=None,
+        residual=None,
+        status=whole * int(Status.BUDGET),
+        steps=whole * steps,
+        nfe=steps,
+    )

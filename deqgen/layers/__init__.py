@@ -1,0 +1,36 @@
+"""Building blocks that models are made of.
+
+``DEQ`` is the equilibrium layer: any cell, any solver, any gradient estimator.
+``Block`` is a pre-norm transformer block whose QKV takes an additive input, as GET's do.
+``PatchEmbedding`` and ``PatchDecoder`` lead from images to tokens and back.
+Positions are fixed; a class is a row added to QKV; no layer draws from the global generator.
+"""
+
+from deqgen.layers.attention import Attention, Block, BlockList, Mlp, attend
+from deqgen.layers.deq import DEQ
+from deqgen.layers.embeddings import LabelEmbedding, check_label, sincos_positions
+from deqgen.layers.errors import LabelError, ShapeError
+from deqgen.layers.initial import Generators, normal_start
+from deqgen.layers.initialization import initialize_transformer
+from deqgen.layers.patches import PatchDecoder, PatchEmbedding, grid_side, unpatchify
+
+__all__ = [
+    "DEQ",
+    "Attention",
+    "Block",
+    "BlockList",
+    "Generators",
+    "LabelEmbedding",
+    "LabelError",
+    "Mlp",
+    "PatchDecoder",
+    "PatchEmbedding",
+    "ShapeError",
+    "attend",
+    "check_label",
+    "grid_side",
+    "initialize_transformer",
+    "normal_start",
+    "sincos_positions",
+    "unpatchify",
+]

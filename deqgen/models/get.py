@@ -1,0 +1,243 @@
+"""Generative Equilibrium Transformer (Geng et al. 2023, arXiv 2401.08639).
+
+Noise becomes tokens; an injection transformer reads them once; its output, and the class, are
+added to the queries, keys and values of an equilibrium transformer, whose few blocks are applied
+until the state stops changing (six times as published); a linear map decodes the state into an
+image.
+
+Letters: B samples, C channels, H and W pixels, P patch side, L = (H/P)*(W/P) tokens, D width,
+N equilibrium blocks, K supervised states.
+
+Deviations from the published code, each marked where it happens:
+
+1. The initial state comes from a generator, or is one recorded draw; never from the global
+   generator.
+2. What does not change over the iterations (bias, class, injection) is summed before them.
+3. Images are decoded outside autocast: the last map costs next to nothing and bfloat16 has fewer
+   levels between -1 and 1 than an 8-bit image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from deqgen.gradients import Unrolled
+from deqgen.layers import (
+    DEQ,
+    BlockList,
+    Generators,
+    LabelEmbedding,
+    PatchDecoder,
+    PatchEmbedding,
+    ShapeError,
+    grid_side,
+    initialize_transformer,
+    normal_start,
+    sincos_positions,
+)
+from deqgen.models.protocol import GenerativeModel, GeneratorOutput, ModelConfig
+from deqgen.models.registry import Preset, register_model
+from deqgen_solvers import Tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class GETConfig(ModelConfig):
+    """Architecture and iteration of a :class:`GET`; the defaults are GET-T/2.
+
+    Args:
+        image_size: side of the square images, in pixels.
+        channels: channels of the images.
+        patch_size: side of a patch, in pixels; divides ``image_size``.
+        num_classes: classes the model is conditional on; None for an unconditional model.
+        width: width of a token (D), a multiple of ``heads`` and of 4.
+        heads: attention heads.
+        depth: blocks of the injection transformer.
+        deq_depth: blocks of the equilibrium transformer (N).
+        mlp_ratio: hidden units of the injection MLPs, per unit of width.
+        deq_mlp_ratio: the same for the equilibrium MLPs.
+        max_steps: evaluations of the equilibrium transformer, in training and in evaluation.
+        solver: name of the solver that evaluation uses (and training, unless ``gradient`` unrolls).
+        gradient: name of the gradient estimator that training uses. Those that solve to a
+            tolerance, such as "implicit", want ``rtol`` above 0 and more ``max_steps``.
+        rtol: relative residual at which a solve ends early; 0 spends the whole budget, as
+            published.
+    """
+
+    width: int = 256
+    heads: int = 4
+    depth: int = 6
+    deq_depth: int = 3
+    mlp_ratio: float = 4.0
+    deq_mlp_ratio: float = 6.0
+    max_steps: int = 6
+    solver: str = "picard"
+    gradient: str = "unrolled"
+    rtol: float = 0.0
+
+
+class GET(GenerativeModel):
+    """Noise to image in one pass through an equilibrium.
+
+    Training unrolls ``max_steps`` plain iterations and returns the images of all of them.
+    Evaluation spends at most as many evaluations and returns the image of f(z) for the iterate z
+    of lowest residual ||f(z) - z||, per sample.
+
+    Args:
+        config: sizes and iteration.
+        generator: source of the initial weights; default: a CPU generator with seed 0.
+
+    Attributes:
+        deq: the :class:`DEQ` layer; set ``deq.solver`` or ``deq.gradient`` to objects with
+            options of your own.
+    """
+
+    architecture: ClassVar[str] = "GET"
+    config: GETConfig
+    initial_draw: Tensor
+
+    def __init__(self, config: GETConfig, *, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        c, width = config, config.width
+        device = torch.get_default_device()
+        # On meta, so that no constructor draws weights that are drawn again below.
+        with torch.device("meta"):
+            self.x_embedder = PatchEmbedding(c.channels, c.patch_size, width)
+            self.pos_embed = nn.Parameter(torch.empty(1, c.tokens, width), requires_grad=False)
+            self.y_embedder = LabelEmbedding(c.num_classes, 3 * width) if c.num_classes else None
+            self.blocks = BlockList(c.depth, width, c.heads, c.mlp_ratio)
+            self.qkv_inj = nn.Linear(width, 3 * width * c.deq_depth, bias=False)
+            self.deq_blocks = BlockList(c.deq_depth, width, c.heads, c.deq_mlp_ratio)
+            self.final_layer = PatchDecoder(width, c.patch_size, c.channels)
+            self.register_buffer("initial_draw", torch.empty(1, c.tokens, width), persistent=False)
+        self.deq = DEQ(
+            self.iterate,
+            solver=c.solver,
+            gradient=c.gradient,
+            tol=Tolerance(atol=0.0, rtol=c.rtol),
+            max_steps=c.max_steps,
+        )
+        self.to_empty(device=device)
+        self.initialize(generator)
+
+    @torch.no_grad()
+    def initialize(self, generator: Generator | None = None) -> None:
+        """Draw the weights and write the fixed tensors; after ``to_empty`` on a meta model too.
+
+        Published initialisation: see :func:`initialize_transformer`; the last linear map starts
+        at zero.
+        """
+        if self.pos_embed.is_meta:
+            return
+        initialize_transformer(self, generator or Generator().manual_seed(0))
+        nn.init.zeros_(self.final_layer.linear.weight)
+        c = self.config
+        self.pos_embed.copy_(sincos_positions(grid_side(c.image_size, c.patch_size), c.width))
+        self.write_fixed_buffers()
+
+    @torch.no_grad()
+    def write_fixed_buffers(self) -> None:
+        """Write the state that samples without a generator start from (deviation 1)."""
+        self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
+
+    def forward(
+        self,
+        noise: Tensor,
+        label: Tensor | None = None,
+        *,
+        max_steps: int | None = None,
+        generator: Generators = None,
+        z0: Tensor | None = None,
+    ) -> GeneratorOutput:
+        """Generate images; the arguments are those of :meth:`GenerativeModel.forward`.
+
+        Raises:
+            ValueError: noise, label, z0 or max_steps do not fit the model.
+            TypeError: noise that is not floating point, or a label that is not int64.
+        """
+        self.check_inputs(noise, label)
+        evaluations = self.config.max_steps if max_steps is None else max_steps
+        if evaluations < 1:
+            raise ValueError(f"max_steps must be at least 1, got {evaluations}.")
+        # A solver evaluates f at z0 before its first step, so n evaluations leave n - 1 steps.
+        unrolled = self.training and isinstance(self.deq.gradient, Unrolled)
+        steps = evaluations if unrolled else evaluations - 1
+        start = self.initial_state(noise, generator, z0)  # (B, L, D)
+        equilibrium = self.deq(*self.embed(noise, label), z0=start, max_steps=steps)
+        images = self.decode(equilibrium.states)  # K of (B, C, H, W)
+        return GeneratorOutput(images[-1], images, equilibrium)
+
+    def embed(self, noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Run the injection transformer, once for all iterations.
+
+        Returns:
+            For each equilibrium block all that is added to its QKV, ``(B, L, 3*D)`` (deviation 2).
+        """
+        row = None  # (B, 3*D)
+        if self.y_embedder is not None and label is not None:
+            row = self.y_embedder(label)  # (B, 3*D)
+        x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
+        for block in self.blocks:
+            x = block(x, block.attn.fold(row))  # (B, L, D)
+        injection = self.qkv_inj(x).chunk(self.config.deq_depth, dim=-1)  # N of (B, L, 3*D)
+        return tuple(
+            block.attn.fold(row, token)
+            for block, token in zip(self.deq_blocks, injection, strict=True)
+        )
+
+    def iterate(self, z: Tensor, *addends: Tensor) -> Tensor:
+        """The cell f: ``z`` (B, L, D) to (B, L, D), with the N tensors that ``embed`` returned."""
+        for block, addend in zip(self.deq_blocks, addends, strict=True):
+            z = block(z, addend)  # (B, L, D)
+        return z
+
+    def decode(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """K states (B, L, D) to K images (B, C, H, W), in one batch."""
+        stacked = torch.cat(states) if len(states) > 1 else states[0]  # (K*B, L, D)
+        image = self.final_layer(stacked)  # (K*B, C, H, W), deviation 3
+        return tuple(image.chunk(len(states)) if len(states) > 1 else (image,))
+
+    def initial_state(
+        self, noise: Tensor, generator: Generators = None, z0: Tensor | None = None
+    ) -> Tensor:
+        """Return z0 (B, L, D): as given, or from ``generator``, or as recorded (deviation 1)."""
+        batch, dtype = noise.shape[0], self.pos_embed.dtype
+        shape = (self.config.tokens, self.config.width)
+        if z0 is not None:
+            if tuple(z0.shape) != (batch, *shape):
+                wanted = (batch, *shape)
+                raise ShapeError(f"z0 must have shape {wanted}, got {tuple(z0.shape)}.")
+            return z0.to(noise.device, dtype)  # (B, L, D)
+        if generator is None:
+            return self.initial_draw.to(dtype).expand(batch, -1, -1)  # (B, L, D)
+        return normal_start(batch, shape, generator, device=noise.device, dtype=dtype)
+
+
+# width, heads, depth, deq_depth, deq_mlp_ratio. T to B+ are published (at patch 2); N is ours,
+# for CPUs.
+_SIZES = {
+    "GET-N": (128, 4, 2, 2, 4.0),
+    "GET-T": (256, 4, 6, 3, 6.0),
+    "GET-M": (384, 6, 6, 3, 6.0),
+    "GET-S": (512, 8, 6, 3, 8.0),
+    "GET-B": (768, 12, 1, 3, 12.0),
+    "GET-B+": (768, 12, 6, 3, 8.0),
+}
+
+
+def _register_sizes() -> None:
+    names = ("width", "heads", "depth", "deq_depth", "deq_mlp_ratio")
+    register_model("GET")(Preset(GET, GETConfig))
+    for size, values in _SIZES.items():
+        for patch in (1, 2, 4, 8):
+            # The paper writes GET-B/2+.
+            name = f"{size.rstrip('+')}/{patch}{'+' if size.endswith('+') else ''}"
+            preset = {**dict(zip(names, values, strict=True)), "patch_size": patch}
+            register_model(name)(Preset(GET, GETConfig, preset))
+
+
+_register_sizes()
