@@ -1,0 +1,31 @@
+"""Data: noise that belongs to a seed, and what a teacher made of it.
+
+Mental model, in five lines:
+1. A sample is its seed: ``noise_for(seeds, shape)`` gives the same noise in any batch, any order.
+2. ``write_pairs(teacher, directory, ...)`` asks the teacher once and stores noise, image and label.
+3. A pair depends on (seed, index) alone; kill the writer at any instant and run the same command.
+4. ``manifest.json`` says how the pairs were made, what they cost, and each shard's checksum.
+5. ``PairDataset(directory)`` maps the shards into memory and gathers a whole batch per call.
+"""
+
+from deqgen.data.dataset import PairDataset
+from deqgen.data.images import ImageZip, ImageZipError, to_float, to_uint8
+from deqgen.data.manifest import Manifest, PairError, ShardRecord
+from deqgen.data.noise import generators_for, noise_for, pair_seeds
+from deqgen.data.pairs import PairSource, write_pairs
+
+__all__ = [
+    "ImageZip",
+    "ImageZipError",
+    "Manifest",
+    "PairDataset",
+    "PairError",
+    "PairSource",
+    "ShardRecord",
+    "generators_for",
+    "noise_for",
+    "pair_seeds",
+    "to_float",
+    "to_uint8",
+    "write_pairs",
+]

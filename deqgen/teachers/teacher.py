@@ -1,0 +1,250 @@
+"""A frozen diffusion model with its sampling settings: noise in, image out.
+
+Letters: B samples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from deqgen.teachers.guidance import Guidance, null_label_of
+from deqgen.teachers.names import unknown
+from deqgen.teachers.protocol import CountingDenoiser, Denoiser
+from deqgen.teachers.sampler import Sampler, sample
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class Teacher:
+    """What a student learns from: the map from noise (and class) to image.
+
+    ``sample`` is deterministic: the same noise and label give the same image. Row i of a batch does
+    not depend on its batch mates, up to the rounding of the network's precision: libraries choose
+    other kernels for other batch sizes. For the same bits, use the same batches, device and number
+    of threads.
+
+    Args:
+        denoiser: the model. If it is a module it is frozen: evaluation mode, no gradients, moved to
+            ``device``.
+        image_shape: ``(C, H, W)`` of one image.
+        num_classes: number of classes, 0 for an unconditional teacher.
+        sampler: method, schedule, steps; EDM's 18 Heun steps by default.
+        guidance: classifier-free guidance, a :class:`Guidance` or its scale; ``None`` for none.
+        name: what manifests and tables call it.
+        class_names: one a class, or empty.
+        device: where to run; ``None`` leaves the denoiser where it is.
+        precision: ``"float32"``, or ``"bfloat16"`` to run the network (never the sampler's state)
+            under autocast.
+        compile: run the network through ``torch.compile``; the first batch then takes longer.
+
+    Raises:
+        ValueError: unknown precision, guidance without classes, a denoiser with another number of
+            classes, or a wrong number of class names.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        sampler: Sampler | None = None,
+        guidance: Guidance | float | None = None,
+        name: str = "teacher",
+        class_names: Sequence[str] = (),
+        device: torch.device | str | None = None,
+        precision: str = "float32",
+        compile: bool = False,
+    ) -> None:
+        self.denoiser = denoiser
+        self.image_shape = tuple(int(size) for size in image_shape)
+        self.num_classes = num_classes
+        self.sampler = sampler or Sampler()
+        self.guidance = (
+            guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance or 1.0)
+        )
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.precision = precision
+        self.compile = compile
+        self._check()
+        self._weights_hash: str | None = None
+        if isinstance(denoiser, nn.Module):
+            denoiser.eval().requires_grad_(False).to(device)
+            # Twice as fast in bfloat16 on a CPU; torch's own types do not know this argument.
+            cast(Any, denoiser).to(memory_format=torch.channels_last)
+        self.device = _device_of(denoiser, device)
+        run = torch.compile(cast(Any, denoiser)) if compile else denoiser
+        self._counter = CountingDenoiser(self._in_precision(run))
+
+    def _check(self) -> None:
+        if len(self.image_shape) != 3:
+            raise ValueError(f"image_shape must be (C, H, W), got {self.image_shape}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(unknown("precision", self.precision, PRECISIONS))
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if self.guidance.scale == 1:
+            return
+        if not self.num_classes:
+            raise ValueError("guidance needs a class-conditional teacher, and num_classes is 0")
+        if (classes := null_label_of(self.denoiser)) != self.num_classes:
+            raise ValueError(
+                f"the denoiser has {classes} classes, num_classes is {self.num_classes}"
+            )
+
+    def _in_precision(self, run: Denoiser) -> Denoiser:
+        """Pin the autocast state, so that a caller's own autocast cannot change the images."""
+        dtype = PRECISIONS[self.precision]
+        kind = self.device.type
+
+        def call(x: Tensor, sigma: Tensor, label: Tensor | None = None, /) -> Tensor:
+            with torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                return run(x, sigma, label)
+
+        return call
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations one image costs; a guided evaluation counts as two."""
+        return self.sampler.nfe(self.guidance)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations spent so far, counted row by row over all calls of ``sample``."""
+        return self._counter.rows
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Turn noise into images.
+
+        Args:
+            noise: standard normal, ``(B, C, H, W)``.
+            label: ``(B,)`` integers in ``0..num_classes - 1``; ``None`` for an unconditional
+                teacher.
+
+        Returns:
+            Images in about [-1, 1], ``(B, C, H, W)`` float32, on the teacher's device.
+
+        Raises:
+            ValueError: wrong shapes, labels out of range, labels missing or not asked for.
+        """
+        if tuple(noise.shape[1:]) != self.image_shape or noise.ndim != 4:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"teacher {self.name!r} takes noise of shape (B, {expected}), "
+                f"got {tuple(noise.shape)}"
+            )
+        self._check_label(label, len(noise))
+        if len(noise) == 0:
+            return torch.empty(noise.shape, device=self.device)
+        images = sample(
+            self._counter,
+            noise.to(self.device, torch.float32),
+            None if label is None else label.to(self.device, torch.int64),
+            sampler=self.sampler,
+            guidance=self.guidance,
+            null_label=self.num_classes,
+        )
+        return images.to(torch.float32)
+
+    def _check_label(self, label: Tensor | None, batch: int) -> None:
+        if label is None:
+            if self.num_classes:
+                raise ValueError(
+                    f"teacher {self.name!r} is class-conditional: give labels in "
+                    f"0..{self.num_classes - 1}, or use teacher.unconditional()"
+                )
+            return
+        if not self.num_classes:
+            raise ValueError(f"teacher {self.name!r} is unconditional and takes no labels")
+        if label.shape != (batch,) or label.is_floating_point():
+            raise ValueError(
+                f"label must be {batch} integers, got {label.dtype} of shape {tuple(label.shape)}"
+            )
+        low, high = (int(label.min()), int(label.max())) if batch else (0, 0)
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}")
+
+    def replace(self, **changes: Any) -> Teacher:
+        """Return a teacher that shares the denoiser and differs in the named arguments."""
+        options: dict[str, Any] = {
+            "denoiser": self.denoiser,
+            "image_shape": self.image_shape,
+            "num_classes": self.num_classes,
+            "sampler": self.sampler,
+            "guidance": self.guidance,
+            "name": self.name,
+            "class_names": self.class_names,
+            "device": self.device,
+            "precision": self.precision,
+            "compile": self.compile,
+        }
+        return Teacher(**{**options, **changes})
+
+    def unconditional(self) -> Teacher:
+        """Return the same model without its classes: no labels, no guidance, half the cost."""
+        return self.replace(num_classes=0, class_names=(), guidance=None)
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides the images, as plain data for manifests.
+
+        The device, compilation and batch size are left out: they change the images by rounding
+        alone.
+        """
+        return {
+            "name": self.name,
+            "denoiser": describe_denoiser(self.denoiser),
+            "weights_sha256": self._hash(),
+            "sampler": self.sampler.describe(),
+            "guidance": self.guidance.describe(),
+            "precision": self.precision,
+            "nfe": self.nfe,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+        }
+
+    def _hash(self) -> str | None:
+        if self._weights_hash is None and isinstance(self.denoiser, nn.Module):
+            self._weights_hash = weights_sha256(self.denoiser)
+        return self._weights_hash
+
+
+def describe_denoiser(denoiser: Callable[..., Tensor]) -> dict[str, Any]:
+    """Type and, where the network has a dataclass ``config``, its fields."""
+    network = getattr(denoiser, "network", denoiser)
+    config = getattr(network, "config", None)
+    described: dict[str, Any] = {"type": type(denoiser).__name__, "network": type(network).__name__}
+    if is_dataclass(config) and not isinstance(config, type):
+        # Tuples become lists, as they do in a manifest that was written and read again.
+        described["config"] = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(config).items()
+        }
+    return described
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of a module's names, dtypes, shapes and bytes, whatever its device and memory format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # (numel,)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _device_of(denoiser: Denoiser, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if isinstance(denoiser, nn.Module):
+        first = next(iter(denoiser.parameters()), None)
+        if first is not None:
+            return first.device
+    return torch.device("cpu")

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from deqgen.teachers import Guidance, Sampler, Teacher, sample
+from deqgen.teachers.edm import EDMDenoiser
+from deqgen.teachers.teacher import weights_sha256
+
+SHAPE = (3, 8, 8)
+LABEL = torch.tensor([0, 3, 2, 1, 1])
+
+
+def noise(batch: int = 5) -> Tensor:
+    return torch.randn((batch, *SHAPE), generator=torch.Generator().manual_seed(0))
+
+
+def make(denoiser: EDMDenoiser, **options: object) -> Teacher:
+    defaults: dict[str, object] = {"num_classes": 4, "sampler": Sampler(steps=5), "name": "tiny"}
+    return Teacher(denoiser, image_shape=SHAPE, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def test_it_is_the_sampler_around_the_denoiser(denoiser: EDMDenoiser) -> None:
+    guidance = Guidance(scale=2.5, interval=(0.1, 3.0))
+    images = make(denoiser, guidance=guidance).sample(noise(), LABEL)
+    with torch.no_grad():
+        expected = sample(
+            denoiser, noise(), LABEL, sampler=Sampler(steps=5), guidance=guidance
+        ).float()
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("guidance", [None, 2.0, Guidance(scale=2.0, interval=(0.05, 5.0))])
+def test_evaluations_are_counted_and_equal_the_predicted(
+    denoiser: EDMDenoiser, guidance: Guidance | float | None
+) -> None:
+    rows = 0
+
+    def watch(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal rows
+        rows += len(inputs[0])
+
+    handle = denoiser.network.register_forward_pre_hook(watch)  # what the network itself sees
+    teacher = make(denoiser, guidance=guidance, sampler=Sampler(steps=6))
+    teacher.sample(noise(), LABEL)
+    teacher.sample(noise(2), LABEL[:2])
+    handle.remove()
+    assert rows == teacher.evaluations == 7 * teacher.nfe
+    assert teacher.nfe == {None: 11, 2.0: 22}.get(guidance, teacher.nfe)  # type: ignore[arg-type]
+
+
+def test_it_is_deterministic_and_frozen(denoiser: EDMDenoiser) -> None:
+    denoiser.train()
+    teacher = make(denoiser)
+    before = teacher.sample(noise(), LABEL)
+    torch.manual_seed(99)
+    torch.testing.assert_close(teacher.sample(noise(), LABEL), before, rtol=0, atol=0)
+    assert not before.requires_grad
+    assert not denoiser.training
+    assert not any(parameter.requires_grad for parameter in denoiser.parameters())
+
+
+def test_a_sample_does_not_depend_on_its_batch_mates(denoiser: EDMDenoiser) -> None:
+    teacher = make(denoiser, guidance=2.0)
+    together = teacher.sample(noise(), LABEL)
+    alone = torch.cat([teacher.sample(noise()[i : i + 1], LABEL[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    order = torch.tensor([4, 2, 0, 3, 1])
+    torch.testing.assert_close(
+        teacher.sample(noise()[order], LABEL[order]), together[order], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_bfloat16_is_near_float32_and_not_equal(denoiser: EDMDenoiser) -> None:
+    exact = make(denoiser).sample(noise(), LABEL)
+    rough = make(denoiser, precision="bfloat16").sample(noise(), LABEL)
+    assert rough.dtype == torch.float32
+    difference = (rough - exact).abs().max().item()
+    assert 0 < difference < 0.05 * exact.abs().max().item()
+
+
+def test_a_callers_autocast_changes_nothing(denoiser: EDMDenoiser) -> None:
+    teacher = make(denoiser)
+    expected = teacher.sample(noise(), LABEL)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(teacher.sample(noise(), LABEL), expected, rtol=0, atol=0)
+
+
+def test_compile_wraps_the_network_and_gives_the_same_images(
+    denoiser: EDMDenoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The compiler itself takes a minute here and is torch's to test; that it is asked is ours.
+    asked: list[object] = []
+
+    def compiled(model: object) -> object:
+        asked.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    teacher = make(denoiser, compile=True)
+    images = teacher.sample(noise(), LABEL)
+    assert asked == [denoiser]
+    assert teacher.describe() == make(denoiser).describe()
+    torch.testing.assert_close(images, make(denoiser).sample(noise(), LABEL), rtol=0, atol=0)
+
+
+def test_unconditional_uses_no_class_and_no_guidance(denoiser: EDMDenoiser) -> None:
+    teacher = make(denoiser, guidance=3.0, class_names=["a", "b", "c", "d"])
+    free = teacher.unconditional()
+    assert (free.num_classes, free.nfe, teacher.nfe) == (0, 9, 18)
+    with torch.no_grad():
+        expected = sample(denoiser, noise(), torch.full((5,), 4), sampler=Sampler(steps=5)).float()
+    torch.testing.assert_close(free.sample(noise()), expected, rtol=0, atol=0)
+
+
+def test_replace_keeps_the_rest(denoiser: EDMDenoiser) -> None:
+    teacher = make(denoiser, guidance=3.0)
+    faster = teacher.replace(sampler=Sampler(steps=2))
+    assert faster.nfe == 6 and faster.denoiser is denoiser
+    assert faster.guidance == teacher.guidance and faster.name == "tiny"
+
+
+def test_the_description_is_plain_data_and_changes_with_what_matters(
+    denoiser: EDMDenoiser,
+) -> None:
+    teacher = make(denoiser, guidance=2.0)
+    described = teacher.describe()
+    assert json.loads(json.dumps(described)) == described
+    assert described["nfe"] == 18 and described["num_classes"] == 4
+    assert described["sampler"]["steps"] == 5 and described["guidance"]["scale"] == 2.0
+    assert described["denoiser"]["config"]["widths"] == [16, 32]
+    with torch.no_grad():
+        next(denoiser.parameters()).mul_(1.001)
+    assert make(denoiser, guidance=2.0).describe()["weights_sha256"] != described["weights_sha256"]
+
+
+def test_the_hash_ignores_the_memory_format(denoiser: EDMDenoiser) -> None:
+    plain = weights_sha256(denoiser.to(memory_format=torch.contiguous_format))
+    assert weights_sha256(denoiser.to(memory_format=torch.channels_last)) == plain
+
+
+def test_an_empty_batch_is_an_empty_answer(denoiser: EDMDenoiser) -> None:
+    images = make(denoiser).sample(noise(0), torch.zeros(0, dtype=torch.int64))
+    assert images.shape == (0, *SHAPE)
+
+
+def test_a_plain_function_can_be_a_teacher() -> None:
+    teacher = Teacher(lambda x, sigma, label: torch.zeros_like(x), image_shape=SHAPE)
+    assert teacher.sample(noise()).abs().max() < 1e-15
+    assert teacher.nfe == 35
+    assert teacher.describe()["weights_sha256"] is None
+
+
+def test_wrong_inputs_are_named(denoiser: EDMDenoiser) -> None:
+    teacher = make(denoiser)
+    with pytest.raises(ValueError, match=r"noise of shape \(B, 3, 8, 8\), got \(2, 3, 4, 4\)"):
+        teacher.sample(torch.zeros(2, 3, 4, 4), LABEL[:2])
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.3, got 0\.\.4"):
+        teacher.sample(noise(2), torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match=r"got -1\.\.0"):
+        teacher.sample(noise(2), torch.tensor([0, -1]))
+    with pytest.raises(ValueError, match=r"label must be 2 integers, got torch[.]int64 of shape"):
+        teacher.sample(noise(2), LABEL)
+    with pytest.raises(ValueError, match=r"label must be 2 integers, got torch[.]float32"):
+        teacher.sample(noise(2), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"class-conditional.*unconditional\(\)"):
+        teacher.sample(noise(2))
+    with pytest.raises(ValueError, match="takes no labels"):
+        teacher.unconditional().sample(noise(2), LABEL[:2])
+
+
+def test_wrong_settings_are_named(denoiser: EDMDenoiser) -> None:
+    with pytest.raises(ValueError, match="Did you mean 'bfloat16'"):
+        make(denoiser, precision="bfloat")
+    with pytest.raises(ValueError, match="guidance needs a class-conditional teacher"):
+        make(denoiser, num_classes=0, guidance=2.0)
+    with pytest.raises(ValueError, match="has 4 classes, num_classes is 3"):
+        make(denoiser, num_classes=3, guidance=2.0)
+    with pytest.raises(ValueError, match="1 class names for 4 classes"):
+        make(denoiser, class_names=["cat"])
+    with pytest.raises(ValueError, match=r"image_shape must be \(C, H, W\)"):
+        Teacher(denoiser, image_shape=(8, 8))
