@@ -1,0 +1,68 @@
+"""Exponential moving average of a model's weights, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class Ema:
+    """Average the weights with a half-life counted in images.
+
+    The half-life does not depend on the batch size. While a run is young, a ramp keeps it at a
+    share of the images seen, so that the initial weights do not linger (EDM, arXiv 2206.00364).
+    The average is float32 whatever the model's dtype: in bfloat16 it stalls, since one part in ten
+    thousand is below the format's resolution.
+
+    Args:
+        model: the model in training; it is copied.
+        half_life: images after which a weight's share has halved.
+        ramp: the half-life is at most ``ramp`` times the images seen; 0 for no ramp.
+
+    Attributes:
+        model: the copy that holds the average; in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module, *, half_life: int, ramp: float = 0.05) -> None:
+        self.half_life = half_life
+        self.ramp = ramp
+        self._decay = 0.0
+        self._averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+        self.model: nn.Module = self._averaged.module
+        self.model.to(torch.float32).eval().requires_grad_(False)
+        # The copy is the average of one model already: no update may start over from that model.
+        self._averaged.n_averaged.fill_(1)
+
+    def decay(self, images: int, batch_size: int) -> float:
+        """Share of the old average that a step of ``batch_size`` keeps, after ``images`` images."""
+        half_life = min(self.half_life, self.ramp * images) if self.ramp else self.half_life
+        return float(0.5 ** (batch_size / half_life)) if half_life > 0 else 0.0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, images: int, batch_size: int) -> None:
+        """Move towards the weights of ``model``; ``images`` counts this step's too."""
+        self._decay = self.decay(images, batch_size)
+        self._averaged.update_parameters(model)
+
+    def _average(self, averages: Any, values: Any, _count: Any) -> None:
+        """Called by AveragedModel with lists of tensors of one dtype and device."""
+        pairs = list(zip(averages, values, strict=True))
+        moving = [(a, v.to(a.dtype)) for a, v in pairs if a.is_floating_point()]
+        if moving:
+            old, new = (list(side) for side in zip(*moving, strict=True))
+            torch._foreach_lerp_(old, new, 1.0 - self._decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights under the model's own names."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state)

@@ -1,0 +1,41 @@
+"""Which examples a step sees, and its random numbers: functions of (seed, step) alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
+
+
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Indices of the examples of one step, ``(batch_size,)``.
+
+    The examples are dealt from one shuffled deck after another, so that after any whole number of
+    decks each example was seen equally often; a batch may end one deck and begin the next.
+
+    Args:
+        count: examples in all, at least 1.
+        batch_size: examples of a step.
+        seed: of the shuffling.
+        step: 0 for the first.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, places = np.divmod(positions, count)
+    decks = {int(epoch): _permutation(seed, int(epoch), count) for epoch in np.unique(epochs)}
+    return np.array([decks[int(e)][p] for e, p in zip(epochs, places, strict=True)], dtype=np.int64)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator for the random numbers of one step.
+
+    Seed and step are mixed first: neighbouring seeds must not give shifted copies of one run.
+    """
+    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    return torch.Generator().manual_seed(mixed)
