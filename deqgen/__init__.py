@@ -17,8 +17,10 @@ from deqgen.layers import DEQ
 from deqgen.models import GET, ViT, create_model, list_models
 from deqgen.sampling import generate
 
-# So that `from deqgen.solvers import Anderson` works as the attribute `deqgen.solvers` does.
-sys.modules.setdefault("deqgen.solvers", solvers)
+# So that `from deqgen.solvers import Anderson` works as the attribute `deqgen.solvers` does, and so
+# that no module below it is ever loaded a second time under the other name.
+for _name in [name for name in sys.modules if name.split(".")[0] == "deqgen_solvers"]:
+    sys.modules[_name.replace("deqgen_solvers", "deqgen.solvers", 1)] = sys.modules[_name]
 
 __all__ = [
     "DEQ",

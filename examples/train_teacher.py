@@ -11,23 +11,25 @@ lengthens a finished run. ``examples/measure_teacher.py`` chooses the guidance.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import tyro
 
 from deqgen.data import ImageZip
 from deqgen.evaluation import CIFAR10_CLASSES
-from deqgen.teachers import Guidance, Sampler, save_teacher
+from deqgen.teachers import Guidance, Sampler, load_teacher, save_teacher
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.unet import UNet, UNetConfig
-from deqgen.training import CheckpointError, Denoising, TrainConfig, TrainingDiverged, train
+from deqgen.training import Denoising, TrainConfig, train
+from deqgen.training.run_folder import claim_folder
 
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of one run; all but --images, --threads and --compile are fixed once it began."""
+    """Settings of one run; all but --images, --threads, --compile, --device are fixed once begun."""
 
     data: Path
     """EDM-style zip of 32x32 training images with labels."""
@@ -53,13 +55,18 @@ class Options:
     """Threads of torch; 0 leaves its own choice."""
     device: str = "cpu"
     """cpu or cuda."""
+    init: str | None = None
+    """Name or file of a teacher of this size whose weights the run starts from."""
 
 
-def build(seed: int) -> EDMDenoiser:
+def build(seed: int, init: str | None) -> EDMDenoiser:
     """A new network; the same weights for the same seed, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EDMDenoiser(UNet(UNetConfig()))
+        model = EDMDenoiser(UNet(UNetConfig()))
+    if init is not None:
+        model.load_state_dict(cast(EDMDenoiser, load_teacher(init).denoiser).state_dict())
+    return model
 
 
 def recipe(options: Options) -> TrainConfig:
@@ -85,26 +92,32 @@ def recipe(options: Options) -> TrainConfig:
 def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
+    guidance = Guidance(scale=options.guidance)
+    device = torch.device(options.device)
+    torch.empty(0, device=device)  # refuse a device that is not there before reading the data
     data = ImageZip(options.data)
     if data.images.shape[1:] != (3, 32, 32):
         shape = tuple(data.images.shape[1:])
         raise ValueError(f"the images of {options.data} have shape {shape}, not (3, 32, 32)")
-    model = build(options.seed).to(options.device, memory_format=torch.channels_last)
+    free = {"images", "threads", "compile", "device", "output_dir"}
+    settings = {k: v for k, v in asdict(options).items() if k not in free}
+    claim_folder(options.output_dir, {**settings, "data": options.data.name})
+    model = build(options.seed, options.init).to(device, memory_format=torch.channels_last)
     objective = Denoising(
         data.images,
         data.labels,
         num_classes=len(CIFAR10_CLASSES),
         label_dropout=options.label_dropout,
-        device=options.device,
+        device=device,
     )
     result = train(model, objective, recipe(options), options.output_dir, title="teacher")
     path = options.output_dir / "teacher.safetensors"
-    card = {"data": options.data.name, "images_seen": result.images, "loss": result.loss}
+    card = {"data": options.data.name, "images_seen": result.images, "init": options.init}
     metadata = {
         "name": "cifar10-small",
         "class_names": CIFAR10_CLASSES,
         "sampler": Sampler(),
-        "guidance": Guidance(scale=options.guidance),
+        "guidance": guidance,
         "card": card,
     }
     save_teacher(result.ema, path, metadata)
@@ -118,5 +131,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, CheckpointError, TrainingDiverged) as error:
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
         sys.exit(f"train_teacher: {error}")

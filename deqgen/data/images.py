@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class ImageZip:
             with zipfile.ZipFile(self.path) as archive:
                 labels = self._read_labels(archive)
                 images = [self._read_image(archive, name) for name in sorted(labels)]
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise ImageZipError(
                 f"{self.path} is damaged or not an image archive: {error}"
             ) from None

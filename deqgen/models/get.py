@@ -220,7 +220,7 @@ class GET(GenerativeModel):
 # width, heads, depth, deq_depth, deq_mlp_ratio. T to B+ are published (at patch 2); N is ours,
 # for CPUs.
 _SIZES = {
-    "GET-N": (128, 4, 2, 2, 4.0),
+    "GET-N": (192, 3, 1, 1, 4.0),
     "GET-T": (256, 4, 6, 3, 6.0),
     "GET-M": (384, 6, 6, 3, 6.0),
     "GET-S": (512, 8, 6, 3, 8.0),

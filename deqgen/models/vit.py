@@ -113,7 +113,7 @@ class ViT(GenerativeModel):
 
 # width, heads, depth. S to XL are the usual ones; N is ours, for CPUs.
 _SIZES = {
-    "ViT-N": (128, 4, 6),
+    "ViT-N": (192, 3, 8),
     "ViT-S": (384, 6, 12),
     "ViT-B": (768, 12, 12),
     "ViT-L": (1024, 16, 24),

@@ -38,7 +38,7 @@ class UNetConfig:
             The coarsest level is the bottom of the U and has its blocks once.
         attention: for each level, whether its blocks are followed by self-attention.
         embedding: width of the joint embedding of noise level and class.
-        group_size: channels a group of the group norms, and channels a head of the attention.
+        group_size: channels a group of the group norms.
     """
 
     image_size: int = 32

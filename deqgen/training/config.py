@@ -48,7 +48,7 @@ class TrainConfig:
     reference_images: int = 1
     clip_norm: float | None = None
     ema_half_life: int = 887_000
-    ema_ramp: float = 0.05
+    ema_ramp: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     save_images: int = 100_000

@@ -23,6 +23,9 @@ class Denoising:
             guidance needs (arXiv 2207.12598).
         flip: mirror half of the examples.
         device: where the model is.
+
+    Raises:
+        ValueError: a share outside [0, 1], or labels that do not fit the images or the classes.
     """
 
     def __init__(
@@ -37,6 +40,11 @@ class Denoising:
     ) -> None:
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must lie in [0, 1], got {label_dropout}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images need as many labels, got {tuple(labels.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            low, high = int(labels.min()), int(labels.max())
+            raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {low}..{high}")
         self.images = images
         self.labels = labels
         self.num_classes = num_classes

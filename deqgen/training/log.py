@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class LossLog:
             writer.writerow([field.name for field in fields(LogRow)])
             writer.writerows(_cells(row) for row in kept)
         partial.replace(self.path)
+        self.last_loss = kept[-1].loss if kept else math.nan
 
     def write(self, row: LogRow) -> None:
         """Append one row."""

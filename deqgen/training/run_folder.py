@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from deqgen.data.manifest import first_difference
+
 CONFIG = "config.json"
 SECONDS = "seconds.json"
 
@@ -39,7 +41,7 @@ def claim_folder(directory: str | Path, config: Mapping[str, Any]) -> Path:
     if path.is_file():
         _compare(path, wanted)
         return directory
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and any(not file.name.endswith(".tmp") for file in directory.iterdir()):
         raise RunFolderError(
             f"{directory} holds files but no {CONFIG}, so it is not the folder of a run; "
             "choose another one"
@@ -54,13 +56,12 @@ def _compare(path: Path, wanted: Mapping[str, Any]) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise RunFolderError(f"{path} is damaged; choose another folder or delete it") from None
-    for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
-            raise RunFolderError(
-                f"{path.parent} is the folder of another configuration: {key} was "
-                f"{found.get(key)!r} there and is {wanted.get(key)!r} now; choose another folder "
-                "with --output-dir, or delete it"
-            )
+    difference = first_difference(found, wanted)
+    if difference:
+        raise RunFolderError(
+            f"{path.parent} is the folder of another configuration: {difference}; choose another "
+            "folder with --output-dir, or delete it"
+        )
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -78,7 +79,10 @@ class Stopwatch:
         self.path = Path(directory) / SECONDS
         self.seconds: dict[str, float] = {}
         if self.path.is_file():
-            self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
+            try:
+                self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise RunFolderError(f"{self.path} is damaged; delete it") from None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

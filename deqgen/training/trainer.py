@@ -54,7 +54,7 @@ class TrainResult:
     Attributes:
         ema: the averaged model, float32, in evaluation mode.
         images: images seen.
-        loss: mean loss of the last row of the log, NaN for a run that had nothing left to do.
+        loss: mean loss of the last row of the log.
         seconds: training time over all sessions of the run.
     """
 
@@ -102,13 +102,13 @@ def train(
             bar.update(config.batch_size)
             if run.due(config.log_images):
                 bar.set_postfix_str(f"loss {run.write_log():.4f}", refresh=False)
-            if stop.requested or run.due(config.save_images):
+            if not stop.requested and run.due(config.save_images):
                 run.save()
             if stop.requested:
-                raise Interrupted(
-                    f"stopped after {run.images} images; the checkpoint is in {directory}"
-                )
-    run.finish()
+                break
+        run.finish()
+    if stop.requested:
+        raise Interrupted(f"stopped after {run.images} images; the checkpoint is in {directory}")
     return TrainResult(run.ema.model, run.images, run.last_loss, run.seconds)
 
 
@@ -134,13 +134,13 @@ class _Run:
         self.ema = Ema(model, half_life=config.ema_half_life, ramp=config.ema_ramp)
         self.images = 0
         self.saved_at = -1
-        self.last_loss = math.nan
         self._losses: list[float] = []
         self._earlier_seconds = 0.0
         if self.path.exists():
             self._load()
         self._started = time.perf_counter()
         self.log = LossLog(directory / LOG, self.images)
+        self.last_loss = self.log.last_loss
         self._forward: Any = torch.compile(model) if config.compile else model
 
     @property
@@ -200,8 +200,8 @@ class _Run:
         return self.last_loss
 
     def finish(self) -> None:
-        """Log what is left and save, unless there was nothing to do."""
-        if self._losses:
+        """Save, and at the end of the run log what is left, unless there was nothing to do."""
+        if self._losses and self.images >= self.config.images:
             self.write_log()
         if self.saved_at != self.images:
             self.save()
@@ -229,15 +229,15 @@ class _Run:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.images = self.saved_at = int(state["images"])
+            self._earlier_seconds = float(state["seconds"])
+            self._losses = list(state["losses"])
+        except CheckpointError:
+            raise
         except KeyError as error:
             raise CheckpointError(f"the checkpoint {self.path} lacks its {error.args[0]}") from None
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+        except (RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path} is of another model: {str(error)[:300]}") from None
-        self.images = self.saved_at = int(state["images"])
-        self._earlier_seconds = float(state["seconds"])
-        self._losses = list(state["losses"])
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
         ours = {**asdict(self.config), "examples": len(self.objective)}

@@ -220,7 +220,7 @@ def test_a_folder_belongs_to_one_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     claim_folder(folder, {"seed": 0, "widths": (1, 2)})
     claim_folder(folder, {"seed": 0, "widths": (1, 2)})
-    with pytest.raises(RunFolderError, match="seed was 0 there and is 1 now"):
+    with pytest.raises(RunFolderError, match="seed was 0 and is now 1"):
         claim_folder(folder, {"seed": 1, "widths": (1, 2)})
     (folder / "config.json").write_text("{")
     with pytest.raises(RunFolderError, match="damaged"):

@@ -1,0 +1,166 @@
+"""The Frechet distance between two Gaussians, and the moments it needs, in float64.
+
+Letters: N images, F features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deqgen.evaluation.errors import EvaluationInputError
+
+
+class FeatureMoments:
+    """Mean and unbiased covariance of feature vectors that arrive in batches.
+
+    Batches are merged by the update of Chan, Golub and LeVeque (1979), which subtracts means before
+    squaring; the result does not depend on the batch size beyond float64 rounding.
+
+    Args:
+        num_features: length F of a feature vector.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(num_features, dtype=torch.float64)
+        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> None:
+        """Add features (B, F); any float type, any device, B may be 0."""
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise EvaluationInputError(
+                f"features must be (B, {len(self.mean)}), got {tuple(features.shape)}"
+            )
+        if len(features) == 0:
+            return
+        batch = features.detach().to("cpu", torch.float64)
+        batch_mean = batch.mean(dim=0)
+        centred = batch - batch_mean
+        total = self.count + len(batch)
+        shift = batch_mean - self.mean
+        self._scatter += centred.T @ centred
+        self._scatter += torch.outer(shift, shift) * (self.count * len(batch) / total)
+        self.mean = self.mean + shift * (len(batch) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance (F, F), divided by N - 1; needs two vectors or more."""
+        if self.count < 2:
+            raise EvaluationInputError(f"a covariance needs at least 2 images, got {self.count}")
+        # A matrix product of X.T and X need not be symmetric to the last bit; a covariance is.
+        return (self._scatter + self._scatter.T) / (2 * (self.count - 1))
+
+
+def fingerprint(classifier: nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 of the weights as float32, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(classifier.state_dict().items()):
+        if value.is_floating_point():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
+    """Squared Frechet (2-Wasserstein) distance between two Gaussians.
+
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` (Dowson and Landau, 1982; as a score of
+    generators, Heusel et al., arXiv 1706.08500, eq. 6). The trace of the root is that of the
+    symmetric ``S C2 S`` with ``S = C1^(1/2)``, so two symmetric eigenvalue problems suffice;
+    eigenvalues that rounding made negative count as zero. Computed in float64 on the CPU.
+
+    Args:
+        mean1: (F,).
+        cov1: (F, F), symmetric positive semi-definite; need not be invertible.
+        mean2: (F,).
+        cov2: (F, F).
+
+    Returns:
+        The distance, at least 0, in squared units of the features.
+
+    Raises:
+        EvaluationInputError: shapes that do not agree, or values that are not finite.
+    """
+    size = mean1.shape[0] if mean1.ndim == 1 else -1
+    shapes = [tuple(item.shape) for item in (mean1, cov1, mean2, cov2)]
+    if shapes != [(size,), (size, size)] * 2:
+        raise EvaluationInputError(f"expected shapes (F,), (F, F), (F,), (F, F), got {shapes}")
+    m1, c1, m2, c2 = (item.detach().to("cpu", torch.float64) for item in (mean1, cov1, mean2, cov2))
+    if not all(bool(torch.isfinite(item).all()) for item in (m1, c1, m2, c2)):
+        raise EvaluationInputError("means and covariances must be finite")
+    values, vectors = torch.linalg.eigh(c1)
+    half = vectors * values.clamp_min(0).sqrt()  # half @ vectors.T is C1^(1/2)
+    # Q D^(1/2) alone is enough: it differs from the symmetric root by a rotation, which leaves the
+    # eigenvalues of half.T C2 half unchanged.
+    cross = torch.linalg.eigvalsh(half.T @ c2 @ half).clamp_min(0).sqrt().sum()
+    distance = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross
+    return max(0.0, float(distance))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with: feature moments of a set of real images.
+
+    Attributes:
+        mean: (F,), float64.
+        covariance: (F, F), float64, unbiased.
+        images: how many images they were computed from.
+        name: which images these were.
+        classifier: fingerprint of the weights that computed the features.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    images: int
+    name: str
+    classifier: str
+
+
+def load_reference(path: str | Path | None = None) -> Reference:
+    """The shipped moments of the CIFAR-10 training images, or those in a file.
+
+    Raises:
+        EvaluationInputError: there is no such file, or it is not a reference.
+    """
+    if path is None:
+        with as_file(files("deqgen") / "assets" / "cifar10_reference.safetensors") as embedded:
+            return load_reference(embedded)
+    if not Path(path).is_file():
+        raise EvaluationInputError(f"there is no reference file at {path}")
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            notes = stored.metadata() or {}
+            return Reference(
+                mean=stored.get_tensor("mean").double(),
+                covariance=stored.get_tensor("covariance").double(),
+                images=int(notes["images"]),
+                name=notes["name"],
+                classifier=notes["classifier"],
+            )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise EvaluationInputError(
+            f"{path} is not a reference (mean, covariance; metadata images, name, classifier): "
+            f"{error}"
+        ) from None
+
+
+def save_reference(reference: Reference, path: str | Path) -> None:
+    """Write a reference that :func:`load_reference` reads back exactly."""
+    save_file(
+        {"mean": reference.mean.contiguous(), "covariance": reference.covariance.contiguous()},
+        str(path),
+        metadata={
+            "images": str(reference.images),
+            "name": reference.name,
+            "classifier": reference.classifier,
+        },
+    )

@@ -1,0 +1,86 @@
+"""Sizes of the flagship run: see distill_cifar.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deqgen.training import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How much of everything.
+
+    Args:
+        get: name of the student.
+        pairs: noise/image pairs to make.
+        images: length of each training.
+        evaluate: images that fd_cifar10 is measured on, no more than there are pairs.
+        held_out: noises outside the pairs, given to teacher and students for pair_l1 and pictures.
+        batch: images at a time, for the teacher and for sampling.
+        shard: pairs a file; an interruption loses less than one of them.
+        recipe: how to train; its ``images``, ``seed`` and ``precision`` are those of the run.
+    """
+
+    get: str
+    pairs: int
+    images: int
+    evaluate: int
+    held_out: int
+    batch: int
+    shard: int
+    recipe: TrainConfig
+
+    def training(self, **run: Any) -> TrainConfig:
+        """The recipe for one run."""
+        return replace(self.recipe, **run)
+
+
+# A short run cannot afford the published rate of 1e-4: it warms up, starts ten times higher and
+# ends at zero.
+SHORT = TrainConfig(
+    images=1,
+    batch_size=32,
+    learning_rate=1e-3,
+    betas=(0.9, 0.95),
+    warmup_images=2_000,
+    decay="cosine",
+    clip_norm=1.0,
+    ema_ramp=0.05,
+    save_images=5_000,
+    log_images=1_000,
+)
+
+PRESETS = {
+    "smoke": Preset(
+        get="GET-N/8",
+        pairs=32,
+        images=256,
+        evaluate=32,
+        held_out=16,
+        batch=32,
+        shard=32,
+        recipe=replace(SHORT, warmup_images=64, save_images=64, log_images=64),
+    ),
+    "demo": Preset(
+        get="GET-N/4",
+        pairs=3_072,
+        images=24_000,
+        evaluate=3_072,
+        held_out=128,
+        batch=128,
+        shard=512,
+        recipe=SHORT,
+    ),
+    "paper": Preset(
+        get="GET-B/2",
+        pairs=1_000_000,
+        images=102_400_000,
+        evaluate=50_000,
+        held_out=128,
+        batch=128,
+        shard=4_096,
+        recipe=TrainConfig(images=1, save_images=640_000, log_images=12_800),  # as published
+    ),
+}

@@ -1,0 +1,88 @@
+"""What the flagship run shows at its end: see distill_cifar.py."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deqgen.evaluation.pictures import save_curves, save_rows
+from deqgen.training import TrajectoryLoss
+from deqgen.training.log import read_log
+
+COLUMNS = 16  # of samples.png
+
+
+def write_log(directory: Path, names: Mapping[str, int]) -> None:
+    """Join the models' loss logs, as far as they go, in log.csv and draw them in loss.png.
+
+    Args:
+        directory: holds a folder with a log for each model.
+        names: name to number of supervised images. A loss is the weighted sum over them; divided by
+            the sum of the weights it is a mean distance, and two models compare.
+    """
+    logs = {name: read_log(directory / name.lower() / "log.csv") for name in names}
+    weights = {name: TrajectoryLoss().total_weight(count) for name, count in names.items()}
+    with (directory / "log.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "images", "loss", "mean_l1", "learning_rate", "seconds"])
+        for name, rows in logs.items():
+            writer.writerows(
+                [name, r.images, r.loss, r.loss / weights[name], r.learning_rate, r.seconds]
+                for r in rows
+            )
+    curves = {
+        name: ([row.images for row in rows], [row.loss / weights[name] for row in rows])
+        for name, rows in logs.items()
+    }
+    save_curves(curves, directory / "loss.png", ylabel="mean L1 distance over supervised states")
+
+
+def write_pictures(path: Path, rows: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+    """Draw the first images of every row, one column a noise."""
+    shown = {title: images[:COLUMNS] for title, images in rows.items()}
+    count = len(next(iter(shown.values())))
+    columns = [class_names[i % len(class_names)] for i in range(count)] if class_names else []
+    save_rows(shown, path, columns=columns)
+
+
+def print_table(metrics: Mapping[str, Any], directory: Path) -> None:
+    """Print the numbers that compare teacher and students, and where to look."""
+    models = ("teacher", "get", "vit")
+    lines: list[tuple[str, str, str]] = [
+        ("model", "model", "s"),
+        ("passes of the network an image", "nfe", "d"),
+        ("milliseconds an image", "seconds_per_image", "ms"),
+        ("parameters (millions)", "parameters", "M"),
+        ("GMACs an image", "gmacs", ".2f"),
+        ("fd_cifar10 (less is better)", "fd_cifar10", ".2f"),
+        ("inception-style score (of 10)", "inception_style_score", ".2f"),
+        ("class recognised", "accuracy", "%"),
+        ("L1 distance to teacher's image", "pair_l1", ".3f"),
+    ]
+    print(f"\n{'':32s}{'teacher':>15s}{'GET':>15s}{'ViT':>15s}")
+    for title, key, style in lines:
+        cells = [format_cell(metrics[model].get(key), style) for model in models]
+        print(f"{title:32s}" + "".join(f"{cell:>15s}" for cell in cells))
+    seconds = metrics["seconds"]
+    print(
+        f"\n{metrics['pairs']} pairs cost {metrics['teacher_nfe_total']} teacher evaluations; "
+        f"each student saw {metrics['training_images']} images. "
+        f"fd_cifar10 is measured on {metrics['teacher']['images']} images and is not FID."
+        f"\nseconds: pairs {seconds['pairs']:.0f}, train {seconds['train']:.0f}, "
+        f"evaluate {seconds['evaluate']:.0f}"
+        f"\nlook at {directory / 'samples.png'} and {directory / 'loss.png'}; the numbers are in "
+        f"{directory / 'metrics.json'}, the student in {directory / 'student.safetensors'}"
+    )
+
+
+def format_cell(value: Any, style: str) -> str:
+    """Format one cell of the table; a dash for none."""
+    if value is None or style == "s":
+        return str(value or "-")
+    scaled = {"ms": (1e3, ".1f"), "M": (1e-6, ".2f"), "%": (100, ".1f")}
+    factor, digits = scaled.get(style, (1, style))
+    return f"{value * factor:{digits}}" + ("%" if style == "%" else "")

@@ -1,0 +1,199 @@
+"""The flagship command as a stranger runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from deqgen import generate
+from deqgen.models import load_model
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distill_cifar.py"
+pytestmark = pytest.mark.timeout(300)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(EXAMPLE), *map(str, arguments)]
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of one smoke run."""
+    folder = tmp_path_factory.mktemp("flagship") / "run"
+    done = run("--preset", "smoke", "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return loaded
+
+
+def test_all_files_are_there_and_readable(smoke: tuple[Path, str]) -> None:
+    folder, _ = smoke
+    assert json.loads((folder / "config.json").read_text())["model"] == "GET-N/8"
+    for name in ("samples.png", "loss.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 100
+    with (folder / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {"GET", "ViT"}
+    assert all(float(row["loss"]) > 0 for row in rows)
+
+
+def test_metrics_hold_what_the_table_needs(smoke: tuple[Path, str]) -> None:
+    folder, _ = smoke
+    metrics = metrics_of(folder)
+    for key in ("nfe", "fd_cifar10", "seconds_per_image"):
+        assert metrics["teacher"][key] > 0
+    for student in ("get", "vit"):
+        assert metrics[student]["nfe"] == 1
+        for key in ("fd_cifar10", "seconds_per_image", "parameters", "pair_l1"):
+            assert metrics[student][key] > 0
+    assert metrics["vit"]["gmacs"] >= metrics["get"]["gmacs"]
+    assert metrics["teacher"]["nfe"] >= 35
+    assert metrics["teacher_nfe_total"] == metrics["pairs"] * metrics["teacher"]["nfe"]
+    assert set(metrics["seconds"]) == {"pairs", "train", "evaluate"}
+
+
+def test_the_table_is_printed_with_where_to_look(smoke: tuple[Path, str]) -> None:
+    folder, out = smoke
+    for text in ("teacher", "GET", "ViT", "fd_cifar10", str(folder / "samples.png"), "is not FID"):
+        assert text in out
+
+
+def test_the_student_reloads_and_samples_by_seed(smoke: tuple[Path, str]) -> None:
+    folder, _ = smoke
+    model = load_model(folder / "student.safetensors")
+    together = generate(model, range(5), [0, 1, 2, 3, 4], batch_size=5)
+    alone = generate(model, [3], 3)
+    torch.testing.assert_close(together[3:4], alone, rtol=0, atol=1e-5)
+
+
+def test_the_same_command_again_changes_nothing(smoke: tuple[Path, str]) -> None:
+    folder, _ = smoke
+    student = (folder / "student.safetensors").read_bytes()
+    before = metrics_of(folder)
+    done = run("--preset", "smoke", "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == smoke[1]
+    assert (folder / "student.safetensors").read_bytes() == student
+    assert metrics_of(folder) == before
+
+
+def test_ctrl_c_in_training_then_the_same_command_ends_in_the_same_student(
+    smoke: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = ("--preset", "smoke", "--output-dir", folder)
+    child = subprocess.Popen(
+        command(*options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not (folder / "get" / "checkpoint.pt").exists() and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+    assert not (folder / "metrics.json").exists()
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    finished = (folder / "student.safetensors").read_bytes()
+    assert finished == (smoke[0] / "student.safetensors").read_bytes()
+
+
+def test_ctrl_c_while_pairs_are_made(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    child = subprocess.Popen(
+        command("--preset", "smoke", "--output-dir", folder), stderr=subprocess.PIPE, text=True
+    )
+    while not (folder / "pairs" / "manifest.json").exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    done = run("--preset", "smoke", "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unconditional_students_of_pairs_made_earlier(
+    smoke: tuple[Path, str], tmp_path: Path
+) -> None:
+    first = ("--preset", "smoke", "--no-conditional", "--images", 64)
+    done = run(*first, "--output-dir", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    done = run(*first, "--output-dir", tmp_path / "b", "--pairs", tmp_path / "a" / "pairs")
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(tmp_path / "b")
+    assert metrics["get"]["accuracy"] is None
+    assert metrics["teacher"]["nfe"] == 35
+    assert metrics["get"]["pair_l1"] == metrics_of(tmp_path / "a")["get"]["pair_l1"]
+    done = run("--preset", "smoke", "--pairs", tmp_path / "a" / "pairs", cwd=tmp_path)
+    assert_one_sentence(done, "are not this teacher's")
+
+
+@pytest.mark.slow
+def test_the_paper_preset_starts_on_a_cpu(tmp_path: Path) -> None:
+    done = run("--preset", "paper", "--images", 128, "--pairs", 16, "--output-dir", tmp_path / "p")
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path / "p")["get"]["parameters"] > 60e6
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--preset", "demmo"), "unknown preset 'demmo'. Did you mean 'demo'?"),
+        (("--teacher", "cifar10-smal"), "Did you mean 'cifar10-small'?"),
+        (("--teacher", "none.safetensors"), "there is no teacher file at none.safetensors"),
+        (("--model", "GET-B/3"), "unknown model 'GET-B/3'. Did you mean 'GET-B/"),
+        (("--pairs", "nowhere/pairs"), "nowhere/pairs"),
+        (("--model", "ViT-N/4"), "must be an equilibrium model"),
+        (("--pairs", "1"), "--pairs must be at least 2"),
+        (("--images", "0"), "--images must be at least 1"),
+        (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    assert_one_sentence(run("--preset", "smoke", *arguments, cwd=tmp_path), message)
+
+
+def test_the_folder_of_another_run_is_refused(smoke: tuple[Path, str]) -> None:
+    done = run("--preset", "smoke", "--seed", 1, "--output-dir", smoke[0])
+    assert_one_sentence(done, "seed was 0 and is now 1")
+
+
+def test_a_truncated_pair_folder_is_refused(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    shutil.copytree(smoke[0] / "pairs", pairs)
+    shard = next((pairs / "shards").glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    done = run("--preset", "smoke", "--pairs", pairs, cwd=tmp_path)
+    assert_one_sentence(done, shard.name)
