@@ -29,7 +29,7 @@ from deqgen.training.run_folder import claim_folder
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of one run; all but --images, --threads, --compile, --device are fixed once begun."""
+    """Settings of one run. Only --images, --threads, --compile and --device may change later."""
 
     data: Path
     """EDM-style zip of 32x32 training images with labels."""
