@@ -32,9 +32,10 @@ class Preset:
     shard: int
     recipe: TrainConfig
 
-    def training(self, **run: Any) -> TrainConfig:
-        """The recipe for one run."""
-        return replace(self.recipe, **run)
+    def training(self, *, images: int, **run: Any) -> TrainConfig:
+        """The recipe for one run; a run shorter than a batch takes one smaller batch."""
+        batch_size = min(self.recipe.batch_size, images)
+        return replace(self.recipe, images=images, batch_size=batch_size, **run)
 
 
 # A short run cannot afford the published rate of 1e-4: it warms up, starts ten times higher and

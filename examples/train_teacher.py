@@ -92,7 +92,7 @@ def recipe(options: Options) -> TrainConfig:
 def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
-    guidance = Guidance(scale=options.guidance)
+    config, guidance = recipe(options), Guidance(scale=options.guidance)
     device = torch.device(options.device)
     torch.empty(0, device=device)  # refuse a device that is not there before reading the data
     data = ImageZip(options.data)
@@ -110,7 +110,7 @@ def main(options: Options) -> None:
         label_dropout=options.label_dropout,
         device=device,
     )
-    result = train(model, objective, recipe(options), options.output_dir, title="teacher")
+    result = train(model, objective, config, options.output_dir, title="teacher")
     path = options.output_dir / "teacher.safetensors"
     card = {"data": options.data.name, "images_seen": result.images, "init": options.init}
     metadata = {

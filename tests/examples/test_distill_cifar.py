@@ -153,7 +153,7 @@ def test_unconditional_students_of_pairs_made_earlier(
 
 @pytest.mark.slow
 def test_the_paper_preset_starts_on_a_cpu(tmp_path: Path) -> None:
-    done = run("--preset", "paper", "--images", 128, "--pairs", 16, "--output-dir", tmp_path / "p")
+    done = run("--preset", "paper", "--images", 4, "--pairs", 4, "--output-dir", tmp_path / "p")
     assert done.returncode == 0, done.stderr
     assert metrics_of(tmp_path / "p")["get"]["parameters"] > 60e6
 
