@@ -164,7 +164,7 @@ def check_teacher(teacher: Teacher) -> None:
 
 
 def pick_vit(name: str, image_shape: Sequence[int]) -> str:
-    """Choose the cheapest ViT that costs no less than the equilibrium model ``name``."""
+    """Choose the cheapest ViT that costs no less than the model ``name``, or the dearest of all."""
     size = {"channels": image_shape[0], "image_size": image_shape[1]}
     with torch.device("meta"):
         config = create_model(name, **size).config
