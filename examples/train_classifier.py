@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from deqgen.evaluation import (
     save_reference,
 )
 from deqgen.evaluation.classifier import IMAGE_SHAPE
+from deqgen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 SAMPLE = 10_000
 """Training images from which the scale of the features and the training accuracy are taken."""
@@ -203,9 +203,7 @@ def _save_checkpoint(
     path: Path, config: Config, model: nn.Module, optimizer: torch.optim.SGD, step: int
 ) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    partial = path.with_suffix(".partial")
-    torch.save({**state, "settings": _settings(config)}, partial)
-    os.replace(partial, path)
+    save_checkpoint(path, {**state, "settings": _settings(config)})
 
 
 def _load_checkpoint(
@@ -213,7 +211,7 @@ def _load_checkpoint(
 ) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = load_checkpoint(path)
     if state["settings"] != _settings(config):
         raise ValueError(
             f"{config.output_dir} holds a run with other settings; choose another --output-dir"
@@ -281,7 +279,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except (ImageZipError, ValueError) as error:
+    except (ImageZipError, CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")

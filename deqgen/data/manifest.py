@@ -13,15 +13,14 @@ undisturbed one end in the same bytes.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from deqgen.atomic import replacing
 
 FORMAT = "deqgen-pairs"
 VERSION = 1
@@ -162,43 +161,16 @@ def first_difference(old: Any, new: Any, name: str = "") -> str | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a kill or a power cut leaves the old file (or none), or all of the new.
+    """Write a file of a pair set whole or not at all.
 
     Raises:
         PairError: the disk refused, for example because it is full; nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_directory(path.parent)
+        with replacing(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise PairError(
             f"could not write {path} ({error.strerror or error}); once that is mended, "
             "the same command goes on from here"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def leftovers(path: Path) -> Iterator[Path]:
-    """Partial copies of ``path`` that killed writers left."""
-    return path.parent.glob(f".{path.name}.*.tmp")
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename durable; systems that cannot sync a folder do without."""
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from deqgen.atomic import tidy
 from deqgen.data.images import to_uint8
 from deqgen.data.manifest import (
     MANIFEST,
@@ -23,7 +24,6 @@ from deqgen.data.manifest import (
     PairError,
     ShardRecord,
     first_difference,
-    leftovers,
     write_atomically,
 )
 from deqgen.data.noise import generators_for, noise_for, pair_seeds
@@ -95,8 +95,7 @@ def write_pairs(
 
     Raises:
         PairError: the folder holds a set with other settings (the message names the first), or
-        other
-            files; the teacher gave an image that is not finite; the disk is full.
+            other files; the teacher gave an image that is not finite; the disk is full.
         ValueError: an argument out of range.
     """
     _check(count, batch_size, shard_size, image_dtype, labels, rank, world)
@@ -104,7 +103,7 @@ def write_pairs(
     directory = Path(directory)
     planned = _plan(teacher, count, seed, shard_size, image_dtype, labels)
     if world == 1:  # with others about, a partial manifest may be one that is being written
-        _tidy(directory / MANIFEST)
+        tidy(directory / MANIFEST)
     _begin(directory, planned)
     shards = range(-(-count // shard_size))
     with tqdm(total=count, unit="pair", disable=not progress, desc="pairs") as bar:
@@ -112,7 +111,7 @@ def write_pairs(
             start = index * shard_size
             size = min(shard_size, count - start)
             if index % world == rank and not _exists(directory, index, planned):
-                _tidy(directory / shard_file(index), _record_path(directory, index))
+                tidy(directory / shard_file(index), _record_path(directory, index))
                 tensors = _make(teacher, planned, start, size, batch_size, bar)
                 _store(directory, index, start, tensors, planned)
             elif index % world == rank:
@@ -171,13 +170,6 @@ def _plan(
     }
     # Through JSON and back, so that it compares equal with what is read from a file.
     return Manifest(settings=json.loads(json.dumps(settings)), tensors=tensors)
-
-
-def _tidy(*paths: Path) -> None:
-    """Remove the partial copies of these files that killed writers left."""
-    for path in paths:
-        for partial in leftovers(path):
-            partial.unlink(missing_ok=True)
 
 
 def _begin(directory: Path, planned: Manifest) -> None:

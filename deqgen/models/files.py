@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deqgen.atomic import replacing, write_text
 from deqgen.models.errors import ModelFileError
 from deqgen.models.protocol import GenerativeModel
 from deqgen.models.registry import create_model
@@ -44,17 +45,14 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     bare = _unwrap(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in bare.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     header = {
         "format": _FORMAT,
         "architecture": bare.architecture,
         "config": bare.config.to_dict(),
     }
-    partial = path.with_name(path.stem + ".json.partial")
-    partial.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path.with_suffix(".json"))
+    write_text(path.with_suffix(".json"), json.dumps(header, indent=2) + "\n")
     return path
 
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deqgen.atomic import replacing
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.guidance import Guidance
 from deqgen.teachers.names import build, unknown
@@ -132,9 +133,8 @@ def save_teacher(
     tensors = {name: _stored(name, t, dtype) for name, t in denoiser.state_dict().items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(header)})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(header)})
 
 
 def _describe(denoiser: nn.Module) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from deqgen.atomic import replacing, tidy
 
 
 class CheckpointError(RuntimeError):
@@ -19,23 +20,17 @@ class CheckpointError(RuntimeError):
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (tensors, numbers, strings, lists and dicts) to ``path``.
 
-    It is written beside, flushed to the disk and renamed: when the process is killed or the disk is
-    full, the checkpoint that was there before is still there and still whole.
+    When the process is killed or the disk is full, the checkpoint that was there before is still
+    there and still whole.
 
     Raises:
         OSError: the disk is full or not writable; the old checkpoint is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tidy(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(dict(state), file)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from deqgen.atomic import replacing
+
 
 @dataclass(frozen=True)
 class LogRow:
@@ -38,12 +40,10 @@ class LossLog:
         self.path = Path(path)
         kept = [row for row in read_log(self.path) if row.images <= images]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".tmp")
-        with partial.open("w", newline="") as file:
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([field.name for field in fields(LogRow)])
             writer.writerows(_cells(row) for row in kept)
-        partial.replace(self.path)
         self.last_loss = kept[-1].loss if kept else math.nan
 
     def write(self, row: LogRow) -> None:

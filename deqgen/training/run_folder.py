@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from deqgen.atomic import write_text
 from deqgen.data.manifest import first_difference
 
 CONFIG = "config.json"
@@ -66,10 +67,7 @@ def _compare(path: Path, wanted: Mapping[str, Any]) -> None:
 
 def write_json(path: str | Path, data: Any) -> None:
     """Write ``data`` so that the file is either the old one or the new one, never half."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(Path(path), json.dumps(data, indent=2) + "\n")
 
 
 class Stopwatch:

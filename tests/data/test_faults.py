@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from deqgen.data import PairDataset, PairError, manifest, write_pairs
+from deqgen.data import PairDataset, PairError, write_pairs
 from tests.data.stub import StubTeacher, everything
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_sentence_and_resumes(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
-    monkeypatch.setattr(manifest.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for _ in range(2):  # once while writing a file, once while making its rename durable
         with pytest.raises(PairError, match=r"could not write .*No space left on device.*goes on"):
             write_pairs(StubTeacher(), tmp_path, **SETTINGS)
