@@ -246,7 +246,7 @@ def distil(job: Job, name: str, model: GenerativeModel, pairs: PairDataset) -> G
 
 def measure_teacher(job: Job, pairs: PairDataset) -> tuple[dict[str, Any], Tensor]:
     """Report on the teacher's pairs; also its images for the held-out noise."""
-    noise = noise_for(range(job.preset.held_out), job.teacher.image_shape)
+    noise = noise_for(range(min(job.preset.held_out, len(pairs))), job.teacher.image_shape)
     labels = job.labels(len(noise))
     job.teacher.sample(noise[:2], None if labels is None else labels[:2])  # first calls are slow
     start = time.perf_counter()

@@ -17,7 +17,8 @@ class Preset:
         pairs: noise/image pairs to make.
         images: length of each training.
         evaluate: images that fd_cifar10 is measured on, no more than there are pairs.
-        held_out: noises outside the pairs, given to teacher and students for pair_l1 and pictures.
+        held_out: noises outside the pairs, given to teacher and students for pair_l1 and pictures;
+            no more than there are pairs.
         batch: images at a time, for the teacher and for sampling.
         shard: pairs a file; an interruption loses less than one of them.
         recipe: how to train; its ``images``, ``seed`` and ``precision`` are those of the run.
@@ -67,7 +68,7 @@ PRESETS = {
     "demo": Preset(
         get="GET-N/4",
         pairs=3_072,
-        images=24_000,
+        images=20_000,
         evaluate=3_072,
         held_out=128,
         batch=128,
