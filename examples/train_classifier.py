@@ -71,8 +71,11 @@ class Config:
     ridge: float = 0.02
     """Added to the variance of each patch direction before whitening. Large enough that the
     first layer does not amplify what JPEG does to colour edges, which is noise."""
+    widths: tuple[int, int, int] = (64, 192, 256)
+    """Channels of the three pairs of convolutions; the last is the number of features."""
     start_from: Path | None = None
-    """Classifier file of an earlier run whose weights to begin with, for a second leg."""
+    """Classifier file of an earlier run to begin with, for a second leg. If it is narrower, its
+    weights become the first channels and the others keep their random start."""
     seed: int = 0
     """Fixes the initial weights, the order of the images and their augmentation."""
     threads: int = 0
@@ -137,11 +140,10 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.SGD:
 def train(config: Config, data: ImageZip) -> CifarClassifier:
     """Run (or continue) the schedule and return the trained network, in evaluation mode."""
     torch.manual_seed(config.seed)  # the initial weights are drawn by torch.nn.init
-    model = CifarClassifier()
+    model = CifarClassifier(config.widths)
     model.set_whitening(to_float(data.images[:5000]), config.ridge)
     if config.start_from is not None:
-        model.load_state_dict(load_classifier(config.start_from).state_dict())
-        model.feature_scale.fill_(1.0)  # set anew by export, for the new features
+        begin_with(model, load_classifier(config.start_from))
     optimizer = make_optimizer(config, model)
     per_epoch = len(data.labels) // config.batch_size
     steps = config.epochs * per_epoch
@@ -173,6 +175,18 @@ def train(config: Config, data: ImageZip) -> CifarClassifier:
             _save_checkpoint(checkpoint, config, model, optimizer, done)
     model.eval()
     return model
+
+
+@torch.no_grad()
+def begin_with(model: CifarClassifier, earlier: CifarClassifier) -> None:
+    """Copy the weights of an earlier network into the first channels of one no narrower."""
+    weights = earlier.state_dict()
+    for name, value in model.state_dict().items():
+        corner = tuple(slice(size) for size in weights[name].shape)
+        if value[corner].shape != weights[name].shape:
+            raise ValueError(f"--start-from is wider than --widths: {name} does not fit")
+        value[corner].copy_(weights[name])
+    model.feature_scale.fill_(1.0)  # set anew by export, for the new features
 
 
 def _settings(config: Config) -> dict[str, str]:

@@ -5,7 +5,7 @@ Shape letters: B images, C channels, H and W sides, F features (256), K classes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -193,10 +193,16 @@ def load_classifier(path: str | Path | None = None) -> CifarClassifier:
             return load_classifier(embedded)
     if not Path(path).is_file():
         raise EvaluationInputError(f"there is no classifier file at {path}")
-    classifier = CifarClassifier()
     try:
         weights = {name: value.float() for name, value in load_file(str(path)).items()}
+        classifier = CifarClassifier(_widths(weights))
         classifier.load_state_dict(weights, strict=True)
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError) as error:
         raise EvaluationInputError(f"{path} is not a CifarClassifier: {error}") from None
     return classifier.eval().requires_grad_(False)
+
+
+def _widths(weights: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """Channels of the three pairs, read off a network's tensors."""
+    first, second, third = (len(weights[f"pairs.{i}.conv2.weight"]) for i in range(3))
+    return first, second, third
