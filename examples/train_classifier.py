@@ -71,7 +71,7 @@ class Config:
     ridge: float = 0.02
     """Added to the variance of each patch direction before whitening. Large enough that the
     first layer does not amplify what JPEG does to colour edges, which is noise."""
-    widths: tuple[int, int, int] = (64, 192, 256)
+    widths: tuple[int, int, int] = (64, 256, 320)
     """Channels of the three pairs of convolutions; the last is the number of features."""
     start_from: Path | None = None
     """Classifier file of an earlier run to begin with, for a second leg. If it is narrower, its

@@ -1,6 +1,6 @@
 """EVALUATION: how good are these images, measured offline.
 
-images (N, 3, 32, 32) --round to 256 levels--> classifier --> features (N, 256), logits (N, 10)
+images (N, 3, 32, 32) --round to 256 levels--> classifier --> features (N, 320), logits (N, 10)
 features --mean and covariance--> distance to those of CIFAR-10's training images = ``fd_cifar10``
 logits --> ``inception_style_score``, and with labels the accuracy of class-conditional samples.
 The classifier is our own small one, shipped in ``deqgen/assets``: **no number here is FID**.

@@ -35,8 +35,8 @@ def test_the_asset_is_small_and_in_half_precision() -> None:
 
 
 def test_it_has_the_documented_size(classifier: CifarClassifier) -> None:
-    assert sum(p.numel() for p in classifier.parameters()) == 1_530_154
-    assert classifier.num_features == 256
+    assert sum(p.numel() for p in classifier.parameters()) == 2_452_906
+    assert classifier.num_features == 320
     assert classifier.num_classes == len(CIFAR10_CLASSES) == 10
     assert not classifier.training
     assert not any(p.requires_grad for p in classifier.parameters())
@@ -46,7 +46,7 @@ def test_the_reference_belongs_to_it(classifier: CifarClassifier) -> None:
     reference = load_reference()
     assert reference.classifier == fingerprint(classifier)
     assert reference.images == 50_000
-    assert reference.mean.shape == (256,)
+    assert reference.mean.shape == (320,)
     # The scale that makes distances readable: real images have a total variance of about 100.
     assert float(reference.covariance.trace()) == pytest.approx(100, rel=2e-2)
     assert torch.equal(reference.covariance, reference.covariance.T)
@@ -55,13 +55,13 @@ def test_the_reference_belongs_to_it(classifier: CifarClassifier) -> None:
 def test_it_recognises_real_test_images(classifier: CifarClassifier, shared: Path) -> None:
     data = ImageZip(shared / "cifar10-32x32-jpeg-test.zip")
     logits = classifier.logits(to_float(data.images[:600]))
-    assert class_accuracy(logits, data.labels[:600]) > 0.88
+    assert class_accuracy(logits, data.labels[:600]) > 0.9
 
 
 def test_features_and_logits_are_the_two_halves_of_measure(classifier: CifarClassifier) -> None:
     images = patterns(4)
     features, logits = classifier.measure(images)
-    assert features.shape == (4, 256)
+    assert features.shape == (4, 320)
     assert logits.shape == (4, 10)
     assert features.dtype == logits.dtype == torch.float32
     assert torch.equal(classifier.features(images), features)
@@ -89,7 +89,7 @@ def test_the_batch_does_not_matter_beyond_rounding(classifier: CifarClassifier) 
     together = classifier.features(images)
     alone = torch.cat([classifier.features(image[None]) for image in images])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
-    assert classifier.features(images[:0]).shape == (0, 256)
+    assert classifier.features(images[:0]).shape == (0, 320)
 
 
 def test_autocast_and_gradients_do_not_matter(classifier: CifarClassifier) -> None:

@@ -120,7 +120,7 @@ def test_another_classifier_needs_its_own_reference(images: Tensor) -> None:
 
 
 # Recorded when the weights were shipped: any change of weights, layout, rounding or scale shows.
-RECORDED = {"fd_cifar10": 111.3977, "inception_style_score": 1.970838}
+RECORDED = {"fd_cifar10": 115.5699, "inception_style_score": 1.862539}
 
 
 def test_recorded_numbers_are_reproduced(images: Tensor) -> None:

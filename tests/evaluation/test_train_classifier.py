@@ -60,6 +60,7 @@ def config(example: ModuleType, archive: Path, tmp_path_factory: pytest.TempPath
         epochs=3,
         batch_size=10,
         learning_rate=0.05,
+        widths=(32, 48, 64),
         checkpoint_every=5,
     )
 
@@ -78,7 +79,8 @@ def test_it_learns_and_writes_what_the_package_reads(finished: Any, example: Mod
     assert reference.name == "waves, 40 images"
     assert float(reference.covariance.trace()) == pytest.approx(100, rel=1e-2)
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["parameters"] == 1_530_154
+    assert shipped.num_features == 64
+    assert metrics["parameters"] == sum(p.numel() for p in shipped.parameters())
     assert metrics["train_accuracy"] == metrics["test_accuracy"] > 0.4
     data = example.ImageZip(finished.train)
     report = evaluate(
@@ -123,6 +125,30 @@ def test_a_second_leg_begins_with_the_first_ones_weights(
     for (name, value), other in zip(model.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(value, other), name
     assert float(model.feature_scale) == 1.0
+
+
+def test_a_wider_network_begins_with_the_narrow_one_as_its_first_channels(
+    finished: Any, example: ModuleType, tmp_path: Path
+) -> None:
+    first = finished.output_dir / "cifar10_classifier.safetensors"
+    wider = dataclasses.replace(
+        finished,
+        output_dir=tmp_path,
+        start_from=first,
+        learning_rate=0.0,
+        epochs=1,
+        widths=(32, 48, 80),
+    )
+    model = example.train(wider, example.ImageZip(finished.train))
+    assert model.num_features == 80
+    for (name, value), other in zip(
+        model.named_parameters(), load_classifier(first).parameters(), strict=True
+    ):
+        corner = tuple(slice(size) for size in other.shape)
+        assert torch.equal(value[corner], other), name
+    narrower = dataclasses.replace(wider, widths=(32, 48, 60), output_dir=tmp_path / "narrow")
+    with pytest.raises(ValueError, match=r"--start-from is wider than --widths: pairs\.2"):
+        example.train(narrower, example.ImageZip(finished.train))
 
 
 def test_other_settings_do_not_continue_a_run(finished: Any, example: ModuleType) -> None:
