@@ -10,12 +10,19 @@ It is loaded when its name is first asked for, so a broken package disturbs nobo
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from deqgen_solvers.errors import OptionError, OptionTypeError, UnknownSolverError, nearest
+from deqgen_solvers.errors import (
+    MissingPackageError,
+    OptionError,
+    OptionTypeError,
+    UnknownSolverError,
+    nearest,
+)
 from deqgen_solvers.protocol import Solver
 
 ENTRY_POINT_GROUP = "deqgen.solvers"
@@ -23,10 +30,16 @@ ENTRY_POINT_GROUP = "deqgen.solvers"
 F = TypeVar("F", bound=Callable[..., Solver[Any]])
 
 _REGISTERED: dict[str, Callable[..., Solver[Any]]] = {}
+_REQUIRED: dict[str, str] = {}  # name of a solver -> package that it cannot do without
 
 
-def register_solver(name: str) -> Callable[[F], F]:
+def register_solver(name: str, *, requires: str | None = None) -> Callable[[F], F]:
     """Class decorator: make a solver known as ``name``.
+
+    Args:
+        name: what ``make_solver`` will know it by.
+        requires: a package that the solver imports when it is built. Where that is not installed
+            the name is not listed, and asking for it raises ``MissingPackageError``.
 
     Raises:
         OptionError: the name is empty, or taken by something else.
@@ -40,6 +53,8 @@ def register_solver(name: str) -> Callable[[F], F]:
             taken = _REGISTERED[name]
             raise OptionError(f"register_solver: {name!r} is already the name of {taken!r}.")
         _REGISTERED[name] = factory
+        if requires is not None:
+            _REQUIRED[name] = requires
         return factory
 
     return register
@@ -47,7 +62,7 @@ def register_solver(name: str) -> Callable[[F], F]:
 
 def available_solvers() -> list[str]:
     """Return every name that ``make_solver`` accepts, sorted; nothing is loaded for it."""
-    return sorted({*_REGISTERED, *_installed()})
+    return sorted({*(name for name in _REGISTERED if _missing(name) is None), *_installed()})
 
 
 def make_solver(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
@@ -59,6 +74,7 @@ def make_solver(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
 
     Raises:
         UnknownSolverError: no solver has this name.
+        MissingPackageError: the solver needs a package that is not installed.
         OptionTypeError: an option that the solver does not have, options beside an object, or
             something that is neither a name nor a solver.
         OptionError: an option out of range.
@@ -81,6 +97,14 @@ def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
+def _missing(name: str) -> str | None:
+    """The package that a registered solver lacks, if any; looked for, not imported."""
+    package = _REQUIRED.get(name)
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return package
+
+
 def _find(name: str) -> Callable[..., Solver[Any]]:
     if name not in _REGISTERED:
         point = _installed().get(name)
@@ -91,6 +115,9 @@ def _find(name: str) -> Callable[..., Solver[Any]]:
             )
         # The package may have registered the name itself while being loaded.
         _REGISTERED.setdefault(name, point.load())
+    package = _missing(name)
+    if package is not None:
+        raise MissingPackageError(f"Solver {name!r}", package)
     return _REGISTERED[name]
 
 
