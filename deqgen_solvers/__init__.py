@@ -9,9 +9,12 @@
 
 from __future__ import annotations
 
+from deqgen_solvers import bridges, diagnostics, problems
 from deqgen_solvers.driver import solve
 from deqgen_solvers.errors import (
     ConvergenceError,
+    ForwardModeError,
+    MissingPackageError,
     OptionError,
     OptionTypeError,
     SolverError,
@@ -19,16 +22,21 @@ from deqgen_solvers.errors import (
     StateTypeError,
     UnknownSolverError,
 )
-from deqgen_solvers.methods import Anderson, Broyden, Picard
+from deqgen_solvers.methods import GMRES, Anderson, AndersonTypeI, Broyden, NewtonKrylov, Picard
 from deqgen_solvers.protocol import Solver
 from deqgen_solvers.registry import available_solvers, make_solver, register_solver
 from deqgen_solvers.solution import Progress, Solution, Status, Trace
 from deqgen_solvers.stopping import Tolerance
 
 __all__ = [
+    "GMRES",
     "Anderson",
+    "AndersonTypeI",
     "Broyden",
     "ConvergenceError",
+    "ForwardModeError",
+    "MissingPackageError",
+    "NewtonKrylov",
     "OptionError",
     "OptionTypeError",
     "Picard",
@@ -43,7 +51,10 @@ __all__ = [
     "Trace",
     "UnknownSolverError",
     "available_solvers",
+    "bridges",
+    "diagnostics",
     "make_solver",
+    "problems",
     "register_solver",
     "solve",
 ]

@@ -26,12 +26,27 @@ class UnknownSolverError(OptionError):
     """No solver has this name."""
 
 
+class MissingPackageError(SolverError, ImportError):
+    """Something was asked for that needs a package which is not installed."""
+
+    def __init__(self, what: str, package: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package!r}, which is not installed; "
+            f"install it with: pip install {package}",
+            name=package,
+        )
+
+
 class StateError(SolverError, ValueError):
     """``z0``, ``args`` or what ``f`` returned does not fit: shape, dtype, device or structure."""
 
 
 class StateTypeError(SolverError, TypeError):
     """``z0``, or what ``f`` returned, holds something that is not a floating-point tensor."""
+
+
+class ForwardModeError(SolverError, RuntimeError):
+    """A method asked f for a forward-mode derivative, and f has none."""
 
 
 class ConvergenceError(SolverError, RuntimeError):

@@ -90,7 +90,7 @@ class Layout:
         parts = []
         for leaf, tensor in _matched(self._skeleton, tree, name):
             _check_leaf(leaf, tensor, rows, name)
-            pairs = torch.view_as_real(tensor) if leaf.as_pairs else tensor
+            pairs = torch.view_as_real(tensor.resolve_conj()) if leaf.as_pairs else tensor
             parts.append(pairs.reshape(rows, leaf.columns).to(self.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

@@ -1,11 +1,11 @@
-"""Anderson acceleration: the combination of recent images whose residual is least.
+"""Anderson acceleration: combine past iterates so that the combined residual is least.
 
 Letters: B samples, N unknowns, M differences kept, K <= M filled so far.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from deqgen_solvers.methods.window import (
     empty_gram,
     empty_window,
     products,
-    solve_scaled,
+    solve_small,
+    unit_pair,
     write,
 )
 from deqgen_solvers.protocol import Function
@@ -25,15 +26,16 @@ from deqgen_solvers.registry import register_solver
 
 @dataclass(frozen=True)
 class AndersonState:
-    """Differences of consecutive iterates, in ring buffers.
+    """Differences of consecutive iterates, in ring buffers, and what the next ones start from.
 
-    The slot after the newest difference holds the last r and u themselves; the next step turns them
-    into a difference in place, so that no copy of the last iterate is kept beside the window.
+    A pair of differences is divided by the length of its dr, which changes neither the space that
+    they span nor the answer.
     """
 
-    dr: Tensor  # (B, M, N) differences of r = f(z) - z
+    dr: Tensor  # (B, M, N) differences of r = f(z) - z, of length 1
     du: Tensor  # (B, M, N) differences of u = z + damping * r
     gram: Tensor  # (B, M, M) <dr_i, dr_j>
+    last: tuple[Tensor, Tensor] | None  # r and u of the iterate before, (B, N) each
     steps: int  # steps taken
 
 
@@ -48,9 +50,9 @@ class Anderson:
     with unlimited memory it does what GMRES does. Each sample has its own gamma.
 
     Source: D. G. Anderson, J. ACM 12 (1965); H. F. Walker and P. Ni, SIAM J. Numer. Anal. 49
-    (2011), equation 2.3 and theorem 2.2. The ridge is ours: the Gram matrix is scaled to a unit
-    diagonal first and ridge * trace / K added to it, so that it means the same at every scale of
-    the state and for old, long differences as for new, short ones.
+    (2011), equation 2.3 and theorem 2.2. The ridge is ours: it is added to a Gram matrix of unit
+    diagonal, so that it means the same at every scale of the state and for old, long differences as
+    for new, short ones.
 
     Args:
         memory: iterates combined, the current one included, >= 1. So ``memory=1`` is Picard, and
@@ -77,7 +79,7 @@ class Anderson:
         """Allocate the window for ``z0`` (B, N)."""
         kept = self.memory - 1
         dr, du = empty_window(z0, kept), empty_window(z0, kept)
-        return AndersonState(dr, du, empty_gram(z0, kept), 0)
+        return AndersonState(dr, du, empty_gram(z0, kept), None, 0)
 
     def step(
         self, f: Function, z: Tensor, fz: Tensor, state: AndersonState
@@ -87,24 +89,18 @@ class Anderson:
         if self.memory == 1:
             return u, state
         r = fz - z  # (B, N)
-        kept, steps, dr, du, gram = self.memory - 1, state.steps, state.dr, state.du, state.gram
-        z_next = u
-        if steps > 0:
-            newest = (steps - 1) % kept
-            filled = min(steps, kept)
-            difference = r - dr[:, newest]  # (B, N)
-            dr = write(dr, (slice(None), newest), difference)
-            du = write(du, (slice(None), newest), u - du[:, newest])
-            dots = products(dr[:, :filled], difference, r)  # (B, K, 2)
-            gram = write(gram, (slice(None), slice(filled), newest), dots[:, :, 0])
-            gram = write(gram, (slice(None), newest, slice(filled)), dots[:, :, 0].conj())
-            gamma = self._gamma(gram[:, :filled, :filled], dots[:, :, 1], r.dtype)  # (B, K)
-            z_next = u - combination(du[:, :filled], gamma)
-        dr = write(dr, (slice(None), steps % kept), r)
-        du = write(du, (slice(None), steps % kept), u)
-        return z_next, AndersonState(dr, du, gram, steps + 1)
-
-    def _gamma(self, gram: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-        """Minimise ||r - dr @ gamma|| for each sample: (B, K, K) and (B, K) -> (B, K)."""
-        ridge = torch.finfo(dtype).eps if self.ridge is None else self.ridge
-        return solve_scaled(gram, right, gram.diagonal(dim1=1, dim2=2).real, ridge)
+        if state.last is None:
+            return u, replace(state, last=(r, u), steps=1)
+        newest = (state.steps - 1) % (self.memory - 1)
+        filled = min(state.steps, self.memory - 1)
+        last_r, last_u = state.last
+        new_dr, new_du = unit_pair(r - last_r, u - last_u)  # (B, N) each
+        dr = write(state.dr, (slice(None), newest), new_dr)
+        du = write(state.du, (slice(None), newest), new_du)
+        column, right = products(dr[:, :filled], new_dr, r)  # (B, K) each
+        gram = write(state.gram, (slice(None), slice(filled), newest), column)
+        gram = write(gram, (slice(None), newest, slice(filled)), column.conj())
+        ridge = torch.finfo(r.dtype).eps if self.ridge is None else self.ridge
+        gamma = solve_small(gram[:, :filled, :filled], right, ridge)  # (B, K)
+        z_next = u - combination(du[:, :filled], gamma)
+        return z_next, AndersonState(dr, du, gram, (r, u), state.steps + 1)

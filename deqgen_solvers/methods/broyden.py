@@ -5,34 +5,42 @@ Letters: B samples, N unknowns, M pairs kept, K <= M filled so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
-from deqgen_solvers.methods.options import check_memory
+from deqgen_solvers.methods.line_search import backtrack
+from deqgen_solvers.methods.options import check_flag, check_memory
 from deqgen_solvers.methods.window import (
     combination,
     empty_gram,
     empty_window,
     products,
-    solve_scaled,
+    solve_small,
+    unit_pair,
     write,
 )
 from deqgen_solvers.protocol import Function
 from deqgen_solvers.registry import register_solver
 
+# A residual that grows a little is the usual way to a better B: a search that lets none grow takes
+# 5 times the steps on an affine map of radius 0.999. One that doubles at every step is no such way.
+_GROWTH = 2.0
+
 
 @dataclass(frozen=True)
 class BroydenState:
-    """Pairs (step, change of f), in ring buffers.
+    """Pairs (step, change of f), in ring buffers, and what the next pair starts from.
 
-    As in Anderson, the slot after the newest pair holds the last z and f(z) themselves.
+    A pair is divided by the length of its step, which does not change its correction of B.
     """
 
-    ds: Tensor  # (B, M, N) steps s = z_new - z_old
+    ds: Tensor  # (B, M, N) steps s = z_new - z_old, of length 1
     df: Tensor  # (B, M, N) changes f(z_new) - f(z_old)
     small: Tensor  # (B, M, M) the matrix N - P of the class docstring
-    squares: Tensor  # (B, M) ||s||^2
+    last: tuple[Tensor, Tensor] | None  # z and f(z) of the iterate before, (B, N) each
     steps: int  # steps taken
 
 
@@ -59,54 +67,57 @@ class Broyden:
     Args:
         memory: pairs kept, >= 1; each is 2 copies of the state. It counts differences, so it
             compares to Anderson's ``memory - 1``.
+        line_search: halve the step of a sample, at most to 1/32, until its residual grows by less
+            than a factor of two. It takes at least one more call of f a step, and pays where steps
+            are far too long.
 
     Raises:
         OptionError: memory below 1.
-        OptionTypeError: memory is no whole number.
+        OptionTypeError: memory is no whole number, or line_search neither True nor False.
     """
 
     memory: int = 16
+    line_search: bool = False
 
     def __post_init__(self) -> None:
         check_memory("Broyden", self.memory)
+        check_flag("Broyden", "line_search", self.line_search)
 
     def init(self, z0: Tensor) -> BroydenState:
         """Allocate the window for ``z0`` (B, N)."""
-        small = empty_gram(z0, self.memory)
-        squares = small.new_zeros(small.shape[:2]).real
         ds, df = empty_window(z0, self.memory), empty_window(z0, self.memory)
-        return BroydenState(ds, df, small, squares, 0)
+        return BroydenState(ds, df, empty_gram(z0, self.memory), None, 0)
 
     def step(
         self, f: Function, z: Tensor, fz: Tensor, state: BroydenState
     ) -> tuple[Tensor, BroydenState]:
         """Propose the next iterate (B, N)."""
-        steps, ds, df, small, squares = (
-            state.steps,
-            state.ds,
-            state.df,
-            state.small,
-            state.squares,
-        )
-        z_next = fz
-        if steps > 0:
-            newest = (steps - 1) % self.memory
-            filled = min(steps, self.memory)
-            s = z - ds[:, newest]  # (B, N)
-            change = fz - df[:, newest]  # (B, N)
-            g = fz - z  # (B, N)
-            ds = write(ds, (slice(None), newest), s)
-            df = write(df, (slice(None), newest), change)
-            # Row of P: the newest step against older changes. Column of N - P: S^T (s - change),
-            # where N has entries only for steps not newer than the column's.
-            row = products(df[:, :filled], s, s)[:, :, 0].conj()  # (B, K)
-            dots = products(ds[:, :filled], s - change, g)  # (B, K, 2)
-            small = write(small, (slice(None), newest, slice(filled)), -row)
-            small = write(small, (slice(None), slice(filled), newest), dots[:, :, 0])
-            square = products(s.unsqueeze(1), s, s)[:, 0, 0].real  # (B,)
-            squares = write(squares, (slice(None), newest), square)
-            weights = solve_scaled(small[:, :filled, :filled], dots[:, :, 1], squares[:, :filled])
-            z_next = fz + combination(df[:, :filled], weights)
-        ds = write(ds, (slice(None), steps % self.memory), z)
-        df = write(df, (slice(None), steps % self.memory), fz)
-        return z_next, BroydenState(ds, df, small, squares, steps + 1)
+        if state.last is None:
+            return self._search(f, z, fz, fz, None), replace(state, last=(z, fz), steps=1)
+        newest = (state.steps - 1) % self.memory
+        filled = min(state.steps, self.memory)
+        last_z, last_fz = state.last
+        s, change = unit_pair(z - last_z, fz - last_fz)  # (B, N) each
+        ds = write(state.ds, (slice(None), newest), s)
+        df = write(state.df, (slice(None), newest), change)
+        # Row of P: the newest step against older changes. Column of N - P: S^T (s - change),
+        # where N has entries only for steps not newer than the column's.
+        row = products(df[:, :filled], s)[0].conj()  # (B, K)
+        column, right = products(ds[:, :filled], s - change, fz - z)  # (B, K) each
+        small = write(state.small, (slice(None), newest, slice(filled)), -row)
+        small = write(small, (slice(None), slice(filled), newest), column)
+        weights = solve_small(small[:, :filled, :filled], right)  # (B, K)
+        z_next = fz + combination(df[:, :filled], weights)
+        z_next = self._search(f, z, fz, z_next, last_z)
+        return z_next, BroydenState(ds, df, small, (z, fz), state.steps + 1)
+
+    def _search(
+        self, f: Function, z: Tensor, fz: Tensor, z_next: Tensor, last_z: Tensor | None
+    ) -> Tensor:
+        """Go from z only so far towards z_next (B, N) as the residual grows no more than twice."""
+        if not self.line_search:
+            return z_next
+        level = _GROWTH * vector_norm(fz - z, dim=1)  # (B,)
+        # A frozen sample has not moved; a search would find nothing and hold up the others.
+        still = (z == last_z).all(dim=1) if last_z is not None else torch.zeros_like(level) > 0
+        return backtrack(f, z, z_next - z, level, still)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from deqgen_solvers.errors import OptionError, OptionTypeError
+from deqgen_solvers.errors import OptionError, OptionTypeError, nearest
 
 
 def check_damping(method: str, damping: float) -> None:
@@ -16,12 +16,40 @@ def check_damping(method: str, damping: float) -> None:
         )
 
 
+def check_count(method: str, name: str, value: int) -> None:
+    """Raise unless ``value`` is a whole number >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionTypeError(f"{method}: {name} must be a whole number, got {value!r}.")
+    if value < 1:
+        raise OptionError(f"{method}: {name} must be at least 1, got {value!r}.")
+
+
+def check_flag(method: str, name: str, value: bool) -> None:
+    """Raise unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{method}: {name} must be True or False, got {value!r}.")
+
+
+def check_choice(method: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choices = " or ".join(map(repr, allowed))
+        hint = nearest(str(value), allowed)
+        raise OptionError(f"{method}: {name} must be {choices}, got {value!r}.{hint}")
+
+
+def check_forcing(method: str, forcing: float | None) -> None:
+    """Raise unless ``forcing`` is None or a real number in (0, 1)."""
+    if forcing is None:
+        return
+    _check_real(method, "forcing", forcing)
+    if not 0 < forcing < 1:
+        raise OptionError(f"{method}: forcing must be None or lie in (0, 1), got {forcing!r}.")
+
+
 def check_memory(method: str, memory: int) -> None:
     """Raise unless ``memory`` is a whole number >= 1."""
-    if isinstance(memory, bool) or not isinstance(memory, int):
-        raise OptionTypeError(f"{method}: memory must be a whole number, got {memory!r}.")
-    if memory < 1:
-        raise OptionError(f"{method}: memory must be at least 1, got {memory!r}.")
+    check_count(method, "memory", memory)
 
 
 def check_ridge(method: str, ridge: float | None) -> None:

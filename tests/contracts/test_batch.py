@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqgen_solvers import Status, Tolerance, solve
-from tests.contracts.table import METHODS, affine_map, generator, tanh_rnn, with_spectrum
+from deqgen_solvers.problems import affine_map, tanh_rnn, with_spectrum
+from tests.contracts.table import CALLS_F, METHODS, QUICK, generator
 
 TOL = Tolerance(atol=0.0, rtol=1e-9)
 
@@ -92,7 +93,7 @@ def test_nonfinite_row_touches_no_other(
         assert ill.residual[2].isnan() and ill.steps[2] == 0
         assert torch.equal(ill.z[2], z0[2])
     else:
-        assert ill.steps[2] == 3
+        assert ill.steps[2] == 3 or (method in CALLS_F and ill.steps[2] < 3)
         true = (affine_map(ill.z, a, b) - ill.z)[2].norm()
         assert torch.allclose(ill.residual[2], true, rtol=1e-9)
 
@@ -150,11 +151,13 @@ def test_compact_evaluates_fewer_rows_for_the_same_answer(method: str) -> None:
     plain_rows, rows = rows, 0
     compact = solve(f, z0, args, METHODS[method], compact=True, **limits)
     assert plain_rows == plain.nfe * 12
-    assert rows == sum(compact.trace.rows) < plain_rows
+    assert rows < plain_rows
     # At most a third of the rows that run is evaluated in vain.
     running = (~compact.trace.residual.isnan()).sum(dim=1)
     assert (torch.tensor(compact.trace.rows) * 0.75 <= running).all()
-    assert compact.nfe == len(compact.trace.rows)
+    # The trace has the driver's evaluations; those inside a step are on as many rows.
+    assert method in CALLS_F or compact.nfe == len(compact.trace.rows)
+    assert method in CALLS_F or rows == sum(compact.trace.rows)
     assert compact.converged.all()
     assert close(compact.z, plain.z, 1e-7)
     assert close(compact.fz, plain.fz, 1e-7)
@@ -174,8 +177,9 @@ def test_scaling_the_state_scales_the_answer(method: str, exponent: float) -> No
         return c * problem.f(z / c, w, x)
 
     # Six steps: a change in the last digit doubles or so in each.
-    plain = solve(problem.f, problem.z0, (w, x), METHODS[method], tol=TOL, max_steps=6)
-    large = solve(scaled, problem.z0, (w, x), METHODS[method], tol=TOL, max_steps=6)
+    limits = {"tol": TOL, "max_steps": 2 if method in QUICK else 6}
+    plain = solve(problem.f, problem.z0, (w, x), METHODS[method], **limits)
+    large = solve(scaled, problem.z0, (w, x), METHODS[method], **limits)
     assert close(large.z, c * plain.z)
     assert close(large.residual, c * plain.residual, 1e-6)
 
@@ -190,6 +194,7 @@ def test_orthogonal_change_of_basis_commutes(method: str, seed: int) -> None:
     def turned(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return problem.f(z @ q.T, a, b) @ q
 
-    plain = solve(problem.f, problem.z0, problem.args, METHODS[method], tol=TOL, max_steps=8)
-    other = solve(turned, problem.z0 @ q, problem.args, METHODS[method], tol=TOL, max_steps=8)
+    limits = {"tol": TOL, "max_steps": 2 if method in QUICK else 8}
+    plain = solve(problem.f, problem.z0, problem.args, METHODS[method], **limits)
+    other = solve(turned, problem.z0 @ q, problem.args, METHODS[method], **limits)
     assert close(other.z, plain.z @ q)

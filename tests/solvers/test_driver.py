@@ -91,6 +91,24 @@ def test_last_instead_of_best(compact: bool) -> None:
     assert last.residual.tolist() == last.z.flatten().tolist() == [6.0, 6.0, 0.01]
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_converged_sample_returns_the_iterate_that_did(select: str, compact: bool) -> None:
+    """Not one of less residual: from 4, 2 is too much, and from 900, 30 is a small fraction."""
+    solution = solve(
+        lambda z: z + z.sqrt(),
+        torch.tensor([[4.0], [4.0], [4.0]], dtype=torch.float64),
+        solver=Scripted([[900.0, 16.0, 1.0], [9.0, 9.0, 9.0]], []),
+        tol=Tolerance(atol=0.0, rtol=0.1),
+        max_steps=2,
+        select=select,
+        compact=compact,
+    )
+    assert solution.converged.tolist() == [True, False, False]
+    assert solution.z[0].item() == 900.0 and solution.residual[0].item() == 30.0
+    assert solution.z[1:].flatten().tolist() == ([4.0, 1.0] if select == "best" else [9.0, 9.0])
+
+
 def test_nan_after_the_best_iterate_does_not_destroy_it() -> None:
     solution = follow([1.0, 1.0], [0.5, 0.7], [3.0, 0.6], [NAN, 0.4], [0.3, 0.3])
     assert solution.z.flatten().tolist() == [0.5, 0.3]

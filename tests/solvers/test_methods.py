@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqgen_solvers import Anderson, Broyden, Picard, Solver, Tolerance, solve
-from deqgen_solvers.methods.window import solve_scaled
+from deqgen_solvers.methods.window import solve_small, unit_pair
 
 NEVER = Tolerance(atol=0.0, rtol=0.0)
 seeds = st.integers(0, 10_000)
@@ -196,6 +196,28 @@ def test_float32_near_radius_one(solver: Solver) -> None:
     assert solution.converged.all(), solution.residual
 
 
+@pytest.mark.parametrize(
+    ("solver", "power", "dtype"),
+    [
+        (Anderson(), -270, torch.float64),
+        (Anderson(), 250, torch.float64),
+        (Broyden(), -330, torch.float64),
+        (Broyden(), 250, torch.float64),
+        (Anderson(), -45, torch.float32),
+        (Broyden(), -45, torch.float32),
+    ],
+)
+def test_far_units_change_nothing(solver: Solver, power: int, dtype: torch.dtype) -> None:
+    """Squared lengths are then below 1e-200 (float32: 1e-27): what guards a zero may drown them."""
+    c = 2.0**power
+    d = torch.linspace(-0.9, 0.9, 12, dtype=dtype)
+    tol = Tolerance(atol=0.0, rtol=1e-8 if dtype == torch.float64 else 1e-4)
+    plain = solve(lambda z: d * z + 1, d[None] * 0, solver=solver, tol=tol)
+    other = solve(lambda z: d * z + c, d[None] * 0, solver=solver, tol=tol)
+    assert plain.converged.all() and other.steps.tolist() == plain.steps.tolist()
+    assert torch.allclose(other.z / c, plain.z, rtol=tol.rtol / 10)
+
+
 @pytest.mark.parametrize("solver", [Anderson(), Anderson(ridge=0.0), Broyden()])
 def test_constant_history_is_tolerated(solver: Solver) -> None:
     """A row that never moves has differences of length zero; its neighbour is solved as ever."""
@@ -226,23 +248,26 @@ def test_no_fixed_point_ends_honestly(solver: Solver) -> None:
 def test_ridge_holds_back_directions_that_say_nothing() -> None:
     gram = torch.tensor([[[1.0, 1.0], [1.0, 1.0 + 1e-15]]], dtype=torch.float64)
     right = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    squares = gram.diagonal(dim1=1, dim2=2)
-    weights = solve_scaled(gram, right, squares, ridge=1e-8)
+    weights = solve_small(gram, right, ridge=1e-8)
     assert torch.allclose(weights, torch.full_like(right, 0.5), atol=1e-6)
 
 
-@given(scale=st.floats(-60, 60))
-def test_small_solve_does_not_depend_on_lengths(scale: float) -> None:
+@given(exponent=st.integers(-60, 60), dtype=st.sampled_from([torch.float64, torch.complex128]))
+def test_a_unit_pair_keeps_directions_and_proportion(exponent: int, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
-    vectors = torch.randn(3, 5, generator=g, dtype=torch.float64)
-    target = torch.randn(5, generator=g, dtype=torch.float64)
-    lengths = torch.tensor([1.0, 10.0**scale, 10.0 ** (scale / 2)], dtype=torch.float64)
-    plain, long = vectors, lengths[:, None] * vectors
-    answers = []
-    for v in (plain, long):
-        gram, right = (v @ v.T)[None], (v @ target)[None]
-        answers.append(solve_scaled(gram, right, gram.diagonal(dim1=1, dim2=2), 1e-12)[0] @ v)
-    assert torch.allclose(answers[0], answers[1], rtol=1e-7)
+    first, second = torch.randn(2, 3, 5, generator=g, dtype=dtype)
+    scale = 10.0**exponent
+    unit, other = unit_pair(scale * first, scale * second)
+    length = first.norm(dim=1, keepdim=True)
+    assert torch.allclose(unit, first / length) and torch.allclose(other, second / length)
+
+
+def test_a_unit_pair_of_nothing_is_nothing() -> None:
+    first = torch.zeros(2, 3, requires_grad=True)
+    unit, other = unit_pair(first, torch.zeros(2, 3))
+    assert not unit.any() and not other.any()
+    (unit.sum() + other.sum()).backward()
+    assert first.grad.isfinite().all()
 
 
 def test_small_solve_gives_up_row_by_row() -> None:
@@ -251,8 +276,7 @@ def test_small_solve_gives_up_row_by_row() -> None:
     matrix[2] = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
     matrix[3, 1] = matrix[3, :, 1] = 0
     right = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
-    squares = torch.tensor([[1.0, 1.0]] * 3 + [[1.0, 0.0]], dtype=torch.float64)
-    weights = solve_scaled(matrix, right, squares)
+    weights = solve_small(matrix, right)
     assert weights.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
 
 

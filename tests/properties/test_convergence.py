@@ -1,0 +1,47 @@
+"""Drawn problems are solved, and by the exact answer where there is one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from deqgen_solvers.problems import Problem
+from tests.contracts.table import METHODS
+from tests.properties.recipes import Recipe, able, beyond_picard, cells, contractions
+
+
+def assert_solved(problem: Problem, method: str) -> None:
+    solution = problem.run(METHODS[method])
+    assert solution.converged.all(), solution.explain()
+    assert problem.solved_by(solution.z).all()
+
+
+@pytest.mark.parametrize("method", able("contraction 0.9", "non-normal 0.95", "complex"))
+@settings(max_examples=8)
+@given(recipe=contractions(0.5, 0.95))
+def test_contractions(method: str, recipe: Recipe) -> None:
+    assert_solved(recipe(max_steps=1500), method)
+
+
+# Not those with too short a window: near radius 1 they may jump to infinity.
+@pytest.mark.parametrize("method", able("contraction 0.999", "rotation 1.1"))
+@settings(max_examples=8)
+@given(recipe=contractions(0.95, 0.999))
+def test_slow_contractions(method: str, recipe: Recipe) -> None:
+    assert_solved(recipe(max_steps=3000), method)
+
+
+# Their windows hold all the directions of the eight unknowns drawn at most.
+@pytest.mark.parametrize("method", ["anderson-long", "broyden"])
+@settings(max_examples=20)
+@given(recipe=beyond_picard())
+def test_affine_maps_beyond_plain_iteration(method: str, recipe: Recipe) -> None:
+    assert_solved(recipe(), method)
+    assert not recipe().run("picard", max_steps=100).converged.any()
+
+
+@pytest.mark.parametrize("method", able("tanh 0.8", "transformer"))
+@settings(max_examples=8)
+@given(recipe=cells())
+def test_cells(method: str, recipe: Recipe) -> None:
+    assert_solved(recipe(), method)
