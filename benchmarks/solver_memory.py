@@ -1,0 +1,73 @@
+"""Peak memory of a solve of 40 steps, in bytes for each number of a float32 state.
+
+Each solve runs in a process of its own: the peak is that of its resident memory, above what it was
+before the solve and after one call of f.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import torch
+from solver_step import METHODS, NEVER, STEPS, problem
+
+from deqgen_solvers import solve
+
+BATCH, SIZE = 64, 65536
+
+
+def peak_memory(_rounds: int) -> list[dict[str, Any]]:
+    """Measure every method once; a peak does not vary as a time does."""
+    rows = []
+    for method, (_, ours) in METHODS.items():
+        theirs = measure_in_a_process(method, "torchdeq")
+        for name in ours:
+            mine = measure_in_a_process(method, name)
+            rows.append(
+                {"method": name, "torchdeq": theirs, "deqgen": mine, "ratio": theirs / mine}
+            )
+    return rows
+
+
+def measure_in_a_process(method: str, program: str) -> float:
+    """Run this file for one solve and read what it prints."""
+    command = [sys.executable, __file__, method, program]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def measure(method: str, program: str) -> float:
+    """Bytes for each number of the state, at the peak of one solve."""
+    torch.set_num_threads(1)
+    theirs, ours = METHODS[method]
+    f, z0 = problem(BATCH, SIZE)
+    z0.fill_(0.1)  # touched, so that its pages are resident before
+    f(z0)
+    for _warm_up in range(2):  # the second is the one that is read
+        before = resident("VmRSS")
+        reset_peak()
+        if program == "torchdeq":
+            theirs(f, z0, max_iter=STEPS, tol=0.0)
+        else:
+            solve(f, z0, solver=ours[program], tol=NEVER, max_steps=STEPS)
+        peak = resident("VmHWM") - before
+    return peak / z0.numel()
+
+
+def reset_peak() -> None:
+    """Make the kernel's peak of this process what is resident now (Linux)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def resident(entry: str) -> int:
+    """Bytes of resident memory, now (``VmRSS``) or at its peak (``VmHWM``)."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith(entry))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(measure(*sys.argv[1:]))

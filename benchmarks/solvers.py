@@ -1,0 +1,91 @@
+"""deqgen_solvers beside torchdeq, in one process: time, evaluations and memory.
+
+    python benchmarks/solvers.py                  # all parts, one thread; some minutes
+    python benchmarks/solvers.py --parts step     # one of them
+
+Parts: ``step`` (cost of a step beyond f), ``evaluations`` (to a tolerance, with scipy), ``memory``
+(peak bytes for each number of the state), ``mixed`` (a batch of easy and hard transformer blocks).
+The table is printed and everything is written as JSON. Ratios above 1 are in our favour.
+
+Letters: B samples, D unknowns of one sample.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from solver_evaluations import count_evaluations
+from solver_memory import peak_memory
+from solver_mixed import mixed_batches
+from solver_step import step_costs
+
+PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "step": step_costs,
+    "evaluations": count_evaluations,
+    "memory": peak_memory,
+    "mixed": mixed_batches,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    parts: tuple[str, ...] = tuple(PARTS)
+    """Any of: step, evaluations, memory, mixed."""
+    threads: int = 1
+    """CPU threads of both libraries."""
+    rounds: int = 9
+    """Times that each program is run; the median counts."""
+    output: Path = Path("runs/benchmarks/solvers.json")
+    """JSON file to write."""
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows of equal keys as a Markdown table."""
+    cells = [list(rows[0]), *([format_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    cells.insert(1, ["-" * width for width in widths])
+    for row in cells:
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+
+
+def format_cell(value: Any) -> str:
+    """Three significant digits for a measured number; a dash for none."""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return "-" if value is None else str(value)
+
+
+def main(options: Options) -> None:
+    """Measure, print and write."""
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        sys.exit(f"solvers: unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "rounds": options.rounds,
+    }
+    for part in options.parts:
+        rows = PARTS[part](options.rounds)
+        results[part] = rows
+        print(f"\n{part}: {(sys.modules[PARTS[part].__module__].__doc__ or '').splitlines()[0]}\n")
+        print_table(rows)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\nwritten to {options.output}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
