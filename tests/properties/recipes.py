@@ -45,11 +45,15 @@ def able(*problems: str) -> list[str]:
 
 @st.composite
 def contractions(
-    draw: st.DrawFn, least: float, most: float, dtypes: tuple[torch.dtype, ...] = DTYPES
+    draw: st.DrawFn,
+    least: float,
+    most: float,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    largest: int = 24,
 ) -> Recipe:
     """Affine maps of a spectral radius in [least, most], dense towards 1: normal and non-normal."""
     radius = 1 - (1 - least) * ((1 - most) / (1 - least)) ** draw(st.floats(0, 1))
-    options = {"size": draw(st.integers(1, 24)), "seed": draw(seeds)}
+    options = {"size": draw(st.integers(1, largest)), "seed": draw(seeds)}
     options["dtype"] = draw(st.sampled_from(dtypes))
     if options["dtype"].is_complex and draw(st.booleans()):
         return Recipe(complex_contraction, {"norm": radius, **options})

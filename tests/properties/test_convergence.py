@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deqgen_solvers.problems import Problem
 from tests.contracts.table import METHODS
@@ -23,12 +24,18 @@ def test_contractions(method: str, recipe: Recipe) -> None:
     assert_solved(recipe(max_steps=1500), method)
 
 
+# What is cleared now and then (a Krylov space) must first have held every direction: on non-normal
+# matrices of radius 0.999 it comes to a halt otherwise. A window that slides only slows down.
+LARGEST = {"gmres-20": 20, "newton_krylov": 10}
+
+
 # Not those with too short a window: near radius 1 they may jump to infinity.
 @pytest.mark.parametrize("method", able("contraction 0.999", "rotation 1.1"))
 @settings(max_examples=8)
-@given(recipe=contractions(0.95, 0.999))
-def test_slow_contractions(method: str, recipe: Recipe) -> None:
-    assert_solved(recipe(max_steps=3000), method)
+@given(data=st.data())
+def test_slow_contractions(method: str, data: st.DataObject) -> None:
+    recipe = data.draw(contractions(0.95, 0.999, largest=LARGEST.get(method, 24)))
+    assert_solved(recipe(max_steps=2000), method)
 
 
 # Their windows hold all the directions of the eight unknowns drawn at most.

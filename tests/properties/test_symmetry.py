@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deqgen_solvers import Solution, Status, Tolerance, solve
 from deqgen_solvers.problems import Problem
-from tests.contracts.table import METHODS, generator
+from tests.contracts.table import METHODS, QUICK, generator
 from tests.properties.recipes import DTYPES, Recipe, cells, contractions, seeds
 
 NEVER = Tolerance(atol=0.0, rtol=0.0)
@@ -113,7 +113,8 @@ class Batch:
         args = tuple(t[order] for t in (self.d, self.b, fate))
         tol = Tolerance(atol=0.0, rtol=1e-10)
         solver = METHODS[method]
-        return solve(f, 0 * args[1], args, solver, tol=tol, max_steps=120, compact=compact)
+        steps = 20 if method in QUICK else 120
+        return solve(f, 0 * args[1], args, solver, tol=tol, max_steps=steps, compact=compact)
 
 
 KINDS = ("well", "nan", "inf", "nan later", "diverging", "solved", "constant residual")
