@@ -57,7 +57,8 @@ class NewtonKrylov:
 
     Args:
         inner_steps: most products with J a step, >= 1. It bounds the memory too, at about
-            inner_steps + 6 copies of the state. Systems that need more are solved in part.
+            inner_steps + 6 copies of the state. Systems that need more are solved in part, and a
+            strongly non-normal Jacobian with many more unknowns may then never be solved.
         forcing: the forcing term, in (0, 1), for all samples and steps; None adapts it.
         line_search: shorten the step of a sample until its residual falls. It takes at least one
             more call of f a step, and finds solutions from farther away.

