@@ -35,7 +35,7 @@ def write(buffer: Tensor, index: tuple[slice | int, ...], value: Tensor) -> Tens
 
 
 def unit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide two vectors (B, N) of each sample by the length of the first.
+    """Divide two vectors (B, N) of each sample by the length of the first; they are used up.
 
     The differences that a window keeps shrink by orders of magnitude as a solve converges. Scaled,
     the newest count as much as the oldest, and nothing depends on the units of the state. A first
@@ -44,7 +44,9 @@ def unit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(first, dim=1, keepdim=True)  # (B, 1)
     # Well above the least number, so that neither 1 / length nor its derivative overflows.
     inverse = length.clamp_min(torch.finfo(length.dtype).tiny ** 0.4).reciprocal()
-    return first * inverse, second * inverse
+    if torch.is_grad_enabled():  # a graph may need what they were
+        return first * inverse, second * inverse
+    return first.mul_(inverse), second.mul_(inverse)
 
 
 def products(window: Tensor, *vectors: Tensor) -> list[Tensor]:
