@@ -82,7 +82,7 @@ def mixed_batches(rounds: int) -> list[dict[str, Any]]:
                         stop_mode="rel",
                     )
 
-            def run_ours(s=solver, gain=gain, x=x, compact=True) -> Any:
+            def run_ours(s=solver, gain=gain, x=x) -> Any:
                 return solve(
                     block,
                     torch.zeros_like(x),
@@ -90,7 +90,7 @@ def mixed_batches(rounds: int) -> list[dict[str, Any]]:
                     s,
                     tol=tol,
                     max_steps=MAX_STEPS,
-                    compact=compact,
+                    compact=True,
                 )
 
             times = interleaved({"torchdeq": run_theirs, "deqgen": run_ours}, rounds)

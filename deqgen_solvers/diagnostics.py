@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor
 
 from deqgen_solvers.autocast import Autocast
-from deqgen_solvers.errors import OptionError, OptionTypeError
+from deqgen_solvers.methods.options import check_count
 from deqgen_solvers.solution import Trace
 from deqgen_solvers.state import Layout, Tree, real_dtype
 
@@ -84,9 +84,9 @@ def spectral_radius(
         OptionError, OptionTypeError: ``products`` is below 1 or no whole number.
         StateError, StateTypeError: z, or what f returned, does not fit.
     """
-    count = _whole("spectral_radius", "products", products)
+    check_count("spectral_radius", "products", products)
     linear = _Linearised(f, z, args)
-    count = min(count, linear.unknowns)
+    count = min(products, linear.unknowns)
     with torch.no_grad(), linear.autocast.off():
         if linear.rows == 0 or count == 0:
             return _no_spectrum(linear)
@@ -132,17 +132,17 @@ def jacobian_norm(
         OptionError, OptionTypeError: ``probes`` is below 1 or no whole number.
         StateError, StateTypeError: z, or what f returned, does not fit.
     """
-    count = _whole("jacobian_norm", "probes", probes)
+    check_count("jacobian_norm", "probes", probes)
     recorded = torch.is_grad_enabled()
     linear = _Linearised(f, z, args)
     total = torch.zeros(linear.rows, dtype=linear.dtype, device=linear.device)  # (B,)
     if linear.rows == 0 or linear.unknowns == 0:
         return total
     with linear.autocast.off():
-        for _ in range(count):
+        for _ in range(probes):
             signs = _draw(linear, generator, _signs)  # (B, N)
             total = total + linear.pull(signs, recorded).square().sum(dim=1)
-    return total / (count * linear.unknowns)
+    return total / (probes * linear.unknowns)
 
 
 def contraction_rate(trace: Trace, *, tail: int = 10) -> Tensor:
@@ -166,12 +166,12 @@ def contraction_rate(trace: Trace, *, tail: int = 10) -> Tensor:
     Raises:
         OptionError, OptionTypeError: ``tail`` is below 2 or no whole number.
     """
-    kept = _whole("contraction_rate", "tail", tail, least=2)
+    check_count("contraction_rate", "tail", tail, least=2)
     residual = trace.residual.double()  # (T, B)
     steps = torch.arange(residual.shape[0], dtype=torch.float64).unsqueeze(1)  # (T, 1)
     usable = residual.isfinite() & (residual > 0)
     at, order = torch.where(usable, steps, -1.0).sort(dim=0, descending=True)
-    at, order = at[:kept], order[:kept]  # (tail, B), the latest first
+    at, order = at[:tail], order[:tail]  # (tail, B), the latest first
     logs = torch.where(at >= 0, residual.gather(0, order).log(), torch.nan)
     first, second = torch.triu_indices(at.shape[0], at.shape[0], offset=1).unbind(0)
     if len(first) == 0:
@@ -315,11 +315,3 @@ def _real(flat: Tensor) -> Tensor:
 def _complex(flat: Tensor) -> Tensor:
     """(B, N) -> complex (B, N / 2)."""
     return torch.view_as_complex(flat.reshape(flat.shape[0], -1, 2))
-
-
-def _whole(function: str, option: str, value: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionTypeError(f"{function}: {option} must be a whole number, got {value!r}.")
-    if value < least:
-        raise OptionError(f"{function}: {option} must be at least {least}, got {value}.")
-    return value

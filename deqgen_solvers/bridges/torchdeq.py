@@ -35,6 +35,7 @@ from torch import Tensor
 from deqgen_solvers.bridges.paced import Loop, PacedState, advance, start
 from deqgen_solvers.driver import solve
 from deqgen_solvers.errors import MissingPackageError, OptionError, OptionTypeError, nearest
+from deqgen_solvers.methods.options import check_count
 from deqgen_solvers.protocol import Function
 from deqgen_solvers.registry import available_solvers, make_solver, register_solver
 from deqgen_solvers.solution import Progress, Solution
@@ -93,7 +94,7 @@ class TorchdeqAnderson(_Theirs):
     tau: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_whole(self.name, "m", self.m, least=2)
+        check_count(self.name, "m", self.m, least=2)
         _check_real(self.name, "lam", self.lam)
         _check_real(self.name, "tau", self.tau, positive=True)
         super().__post_init__()
@@ -122,9 +123,9 @@ class TorchdeqBroyden(_Theirs):
     ls: bool = False
 
     def __post_init__(self) -> None:
-        _check_whole(self.name, "max_iter", self.max_iter, least=1)
+        check_count(self.name, "max_iter", self.max_iter, least=1)
         if self.LBFGS_thres is not None:
-            _check_whole(self.name, "LBFGS_thres", self.LBFGS_thres, least=1)
+            check_count(self.name, "LBFGS_thres", self.LBFGS_thres, least=1)
         if not isinstance(self.ls, bool):
             raise OptionTypeError(f"{self.name}: ls must be True or False, got {self.ls!r}.")
         super().__post_init__()
@@ -209,7 +210,7 @@ def _solve_for_torchdeq(
 ) -> tuple[Tree, list[Tree], dict[str, Tensor]]:
     """What torchdeq calls as ``f_solver`` and ``b_solver``."""
     method = make_solver(name, **options)
-    _check_whole(f"deqgen/{name}", "max_iter", _as_whole(max_iter), least=1)
+    check_count(f"deqgen/{name}", "max_iter", _as_whole(max_iter), least=1)
     _check_real(f"deqgen/{name}", "tol", tol)
     layout = Layout(x0)
     wanted = [] if indexing is None else [int(at) for at in indexing]
@@ -302,13 +303,6 @@ def _tolerance(tol: float, stop_mode: str, return_final: bool, unknowns: int) ->
 def _as_whole(value: object) -> object:
     """7.0 as 7: torchdeq's own arithmetic may make a float of ``max_iter``."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _check_whole(name: str, option: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionTypeError(f"{name}: {option} must be a whole number, got {value!r}.")
-    if value < least:
-        raise OptionError(f"{name}: {option} must be at least {least}, got {value!r}.")
 
 
 def _check_real(name: str, option: str, value: object, *, positive: bool = False) -> None:

@@ -16,12 +16,12 @@ def check_damping(method: str, damping: float) -> None:
         )
 
 
-def check_count(method: str, name: str, value: int) -> None:
-    """Raise unless ``value`` is a whole number >= 1."""
+def check_count(method: str, name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number >= ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionTypeError(f"{method}: {name} must be a whole number, got {value!r}.")
-    if value < 1:
-        raise OptionError(f"{method}: {name} must be at least 1, got {value!r}.")
+    if value < least:
+        raise OptionError(f"{method}: {name} must be at least {least}, got {value!r}.")
 
 
 def check_flag(method: str, name: str, value: bool) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqgen_solvers import Anderson, AndersonTypeI, Broyden, Tolerance, make_solver, solve
-from tests.solvers.test_methods import affine, iterates, seeds
+from tests.solvers.test_methods import affine, iterates, krylov, seeds
 
 DOUBLES = [torch.float64, torch.complex128]
 
@@ -20,12 +20,7 @@ DOUBLES = [torch.float64, torch.complex128]
 def fom(a: Tensor, b: Tensor, z0: Tensor, steps: int) -> Tensor:
     """The point of z0 + span(r, A r, ...) whose residual is orthogonal to that span, densely."""
     r = a @ z0 + b - z0
-    columns: list[Tensor] = []
-    v = r
-    for _ in range(steps):
-        columns.append(v / v.norm())
-        v = a @ columns[-1]
-    basis = torch.linalg.qr(torch.stack(columns, 1))[0]
+    basis = krylov(a, r, steps)
     small = basis.mH @ (basis - a @ basis)
     return z0 + basis @ torch.linalg.solve(small, basis.mH @ r)
 

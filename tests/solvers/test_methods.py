@@ -34,15 +34,20 @@ def iterates(solver: Solver, f: object, z0: Tensor, steps: int) -> list[Tensor]:
     return seen
 
 
-def gmres(a: Tensor, b: Tensor, z0: Tensor, steps: int) -> Tensor:
-    """The point of least residual in z0 + span(r, A r, ..., A^(steps-1) r), by dense QR."""
-    r = a @ z0 + b - z0
+def krylov(a: Tensor, r: Tensor, steps: int) -> Tensor:
+    """An orthonormal basis of span(r, A r, ..., A^(steps-1) r), in columns."""
     columns: list[Tensor] = []
     v = r
     for _ in range(steps):
         columns.append(v / v.norm())
         v = a @ columns[-1]
-    basis = torch.linalg.qr(torch.stack(columns, 1))[0]
+    return torch.linalg.qr(torch.stack(columns, 1))[0]
+
+
+def gmres(a: Tensor, b: Tensor, z0: Tensor, steps: int) -> Tensor:
+    """The point of least residual in z0 + span(r, A r, ..., A^(steps-1) r), by dense QR."""
+    r = a @ z0 + b - z0
+    basis = krylov(a, r, steps)
     eye = torch.eye(len(b), dtype=a.dtype)
     weights = torch.linalg.lstsq((eye - a) @ basis, r.unsqueeze(1)).solution
     return z0 + (basis @ weights).squeeze(1)
