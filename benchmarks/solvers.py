@@ -70,6 +70,8 @@ def main(options: Options) -> None:
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         sys.exit(f"solvers: unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if options.threads < 1 or options.rounds < 1:
+        sys.exit("solvers: --threads and --rounds must be at least 1")
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
         "machine": platform.machine(),
