@@ -13,7 +13,7 @@ import torchdeq.solver as theirs
 from timing import interleaved
 from torch import Tensor
 
-from deqgen_solvers import Anderson, Broyden, Picard, Tolerance, solve
+from deqgen_solvers import Anderson, Broyden, Picard, Solver, Tolerance, solve
 
 SHAPES = ((1, 64), (64, 1024), (64, 65536))
 STEPS = 40
@@ -49,32 +49,30 @@ def evaluate(f: Callable[[Tensor], Tensor], z: Tensor) -> None:
 
 
 def step_costs(rounds: int) -> list[dict[str, Any]]:
-    """Measure every method at every shape."""
+    """Measure every method at every shape, each beside torchdeq's and nothing else."""
     rows = []
     for batch, size in SHAPES:
-        f, z0 = problem(batch, size)
         for their_solver, ours in METHODS.values():
-            programs: dict[str, Callable[[], object]] = {
-                "f": lambda f=f, z=z0: evaluate(f, z),
-                "torchdeq": lambda f=f, z=z0, s=their_solver: s(f, z, max_iter=STEPS, tol=0.0),
-            }
             for name, solver in ours.items():
-                programs[name] = lambda f=f, z=z0, s=solver: solve(
-                    f, z, solver=s, tol=NEVER, max_steps=STEPS
-                )
-            times = interleaved(programs, rounds)
-            # A solve of 40 steps evaluates f 40 or 41 times in both libraries.
-            cost = {name: 1e6 * (times[name] - times["f"]) / STEPS for name in programs}
-            rows += [
-                {
-                    "B": batch,
-                    "D": size,
-                    "method": name,
-                    "torchdeq": cost["torchdeq"],
-                    "deqgen": cost[name],
-                    "ratio": cost["torchdeq"] / cost[name],
-                    "f": 1e6 * times["f"] / STEPS,
-                }
-                for name in ours
-            ]
+                cost = step_cost(batch, size, their_solver, solver, rounds)
+                rows.append({"B": batch, "D": size, "method": name, **cost})
     return rows
+
+
+def step_cost(
+    batch: int, size: int, their_solver: Callable[..., Any], solver: Solver[Any], rounds: int
+) -> dict[str, float]:
+    """Microseconds a step beyond f of two solvers, their ratio, and those of f."""
+    f, z0 = problem(batch, size)
+    times = interleaved(
+        {
+            "f": lambda: evaluate(f, z0),
+            "torchdeq": lambda: their_solver(f, z0, max_iter=STEPS, tol=0.0),
+            "deqgen": lambda: solve(f, z0, solver=solver, tol=NEVER, max_steps=STEPS),
+        },
+        rounds,
+    )
+    # A solve of 40 steps evaluates f 40 or 41 times in both libraries.
+    each = {name: 1e6 * time / STEPS for name, time in times.items()}
+    theirs, ours = each["torchdeq"] - each["f"], each["deqgen"] - each["f"]
+    return {"torchdeq": theirs, "deqgen": ours, "ratio": theirs / ours, "f": each["f"]}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deqgen_solvers.autocast import Autocast
 from deqgen_solvers.errors import ConvergenceError, OptionError, OptionTypeError, nearest
+from deqgen_solvers.iterates import Iterates, choose
 from deqgen_solvers.protocol import Solver
 from deqgen_solvers.registry import make_solver
 from deqgen_solvers.solution import Progress, Solution, Status, Trace
@@ -202,25 +203,27 @@ class _Search:
     ) -> Solution[Any]:
         """Search from z (B, N)."""
         fz = self._evaluate(z)
-        self.z, self.fz, self.best_z, self.best_fz = z, fz, z, fz
+        self.at = Iterates(z, fz, self.keep_best)
         self._judge(z, fz)
         state = None
         while self._continues(max_steps, callback):
             if self.compact and self.running.sum() <= _GATHER_AT * len(self.rows):
                 state = self._gather(state)
             if self.step == 0:  # only now, so that a solved z0 allocates nothing
-                state = self.method.init(self.z)
-            proposal, state = self.method.step(self.call, self.z, self.fz, state)
+                state = self.method.init(self.at.z)
+            proposal, state = self.method.step(self.call, self.at.z, self.at.fz, state)
             proposal = self.layout.round(proposal)
             if not self.all_running:
-                proposal = _choose(self.running, proposal, self.z)
+                proposal = choose(self.running, proposal, self.at.z)
             self.step += 1
             self._judge(proposal, self._evaluate(proposal))
         return self._solution()
 
     def _evaluate(self, z: Tensor) -> Tensor:
         self.evaluated.append(z.shape[0])
-        return self.call(z).detach()  # f may hand out a tensor that requires grad, even here
+        image = self.call(z)
+        # f may hand out a tensor that requires grad, even here.
+        return image.detach() if image.requires_grad else image
 
     def _judge(self, z: Tensor, fz: Tensor) -> None:
         """Take over a new iterate (R, N) row by row and see what each row has come to."""
@@ -229,23 +232,26 @@ class _Search:
         if self.history is not None:
             self.history.append(self._spread(torch.where(self.running, residual, torch.nan)))
         threshold = self.tol.threshold(size, self.layout.unknowns)
-        if self.all_running and bool(((residual > threshold) & (residual < self.best)).all()):
-            # Every row came closer and none is done: the usual step, worth a short way.
-            self.z, self.fz, self.best_z, self.best_fz = z, fz, z, fz
+        above, better = residual > threshold, residual < self.best  # NaN is neither
+        if self.all_running and bool((above & better).all()):
+            # Every row came closer and none is done: the usual step, worth the shortest way.
+            self.at.move(z, fz)
             self.level, self.best, self.at_best = residual, residual, self.running
+            return
+        if self.all_running and bool((above & (residual < torch.inf)).all()):
+            # None is done or lost, though some are further away.
+            self.at.move(z, fz, left=self.at_best & ~better)
+            self.level, self.best = residual, torch.minimum(residual, self.best)
+            self.at_best = better
             return
         # An infinite size would make the threshold infinite, and a diverging row converged.
         kept = self.running & residual.isfinite() & size.isfinite()
-        met = kept & (residual <= threshold)
-        better = kept & (met | (residual < self.best))
-        self.z, self.fz = _choose(kept, z, self.z), _choose(kept, fz, self.fz)
+        met = kept & ~above
+        better = kept & (met | better)
+        self.at.move(*self.at.choose(kept, z, fz), left=self.at_best & kept & ~better)
         self.level = torch.where(kept, residual, self.level)
         self.best = torch.where(better, residual, self.best)
-        # A finished row stays at its best, so that nothing is copied while all rows are.
         self.at_best = torch.where(kept, better, self.at_best)
-        if self.keep_best:
-            self.best_z = _choose(self.at_best, self.z, self.best_z)
-            self.best_fz = _choose(self.at_best, self.fz, self.best_fz)
         self._finish(self.running & ~kept, Status.NONFINITE)
         self._finish(met, Status.CONVERGED)
 
@@ -259,44 +265,37 @@ class _Search:
     def _continues(self, max_steps: int, callback: Callable[[Progress], object] | None) -> bool:
         if callback is not None and callback(self._progress()) is True:
             self._finish(self.running, Status.STOPPED)
-        return self.step < max_steps and bool(self.running.any())
+        return self.step < max_steps and (self.all_running or bool(self.running.any()))
 
     def _progress(self) -> Progress:
-        z, fz = self.layout.unflatten(self.z), self.layout.unflatten(self.fz)
+        z, fz = self.layout.unflatten(self.at.z), self.layout.unflatten(self.at.fz)
         host = (t.clone() for t in (self.level, self.running))
         return Progress(self.step, self.rows.clone(), z, fz, *host)
 
     def _gather(self, state: Any) -> Any:
         """Let finished rows leave; return the state of those that stay."""
         if self.answer is None:
-            z, fz = self._selected()
+            z, fz = self.at.selected(self.at_best)
             self.answer = z.clone(), fz.clone()
         self._release()
         stay = self.running.nonzero().squeeze(1)
         on_device = stay.to(self.layout.device, non_blocking=True)
         host = (self.rows, self.running, self.level, self.best, self.at_best)
         self.rows, self.running, self.level, self.best, self.at_best = take_rows(host, stay)
-        self.z, self.fz = take_rows((self.z, self.fz), on_device)
-        if self.at_best.all():
-            self.best_z, self.best_fz = self.z, self.fz
-        else:
-            self.best_z, self.best_fz = take_rows((self.best_z, self.best_fz), on_device)
+        self.at.gather(on_device)
         self.call.args = take_rows(self.call.args, on_device)
         self.all_running = True
         return take_rows(state, on_device)
-
-    def _selected(self) -> tuple[Tensor, Tensor]:
-        return (self.best_z, self.best_fz) if self.keep_best else (self.z, self.fz)
 
     def _release(self) -> None:
         """Write what the held rows have reached to its place among all samples."""
         level = self.best if self.keep_best else self.level
         self.residual[self.rows] = torch.where(level.isfinite(), level, torch.nan)
         if self.answer is None:
-            self.answer = self._selected()
+            self.answer = self.at.selected(self.at_best)
         elif len(self.rows):
             rows = self.rows.to(self.layout.device, non_blocking=True)
-            for whole, part in zip(self.answer, self._selected(), strict=True):
+            for whole, part in zip(self.answer, self.at.selected(self.at_best), strict=True):
                 whole.index_copy_(0, rows, part)
 
     def _spread(self, values: Tensor) -> Tensor:
@@ -327,15 +326,6 @@ class _Search:
 def _norm(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm
-
-
-def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Rows (R, N) of ``new`` where the host's mask (R,) is set; no copy when all or none are."""
-    if mask.all():
-        return new
-    if not mask.any():
-        return old
-    return torch.where(mask.to(new.device, non_blocking=True).unsqueeze(1), new, old)
 
 
 def _check_options(

@@ -81,23 +81,24 @@ class Layout:
             real = real_dtype(leaf.dtype) if mixed else leaf.dtype
             self.dtype = torch.promote_types(self.dtype, real)
         self._skeleton = _rebuild(z0, iter(self.leaves))
+        self._single = isinstance(self._skeleton, Leaf)  # no container: worth a short way
         # Nothing to round when every leaf is as precise as the matrix.
         self._exact = {real_dtype(x.dtype) for x in self.leaves} == {real_dtype(self.dtype)}
 
     def flatten(self, tree: Tree, name: str = "f(z)", rows: int | None = None) -> Tensor:
         """Check ``tree`` against the layout and return it as (rows, N), rows = B unless given."""
         rows = self.rows if rows is None else rows
-        parts = []
-        for leaf, tensor in _matched(self._skeleton, tree, name):
-            _check_leaf(leaf, tensor, rows, name)
-            pairs = torch.view_as_real(tensor.resolve_conj()) if leaf.as_pairs else tensor
-            parts.append(pairs.reshape(rows, leaf.columns).to(self.dtype))
+        if self._single:
+            return _checked(self.leaves[0], tree, rows, name).to(self.dtype)
+        found = _matched(self._skeleton, tree, name)
+        parts = [_checked(leaf, value, rows, name).to(self.dtype) for leaf, value in found]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def unflatten(self, flat: Tensor) -> Tree:
         """Return (rows, N) in the structure, shapes and dtypes of z0."""
-        sizes = [leaf.columns for leaf in self.leaves]
-        parts = [flat] if len(sizes) == 1 else torch.split(flat, sizes, dim=1)
+        if self._single:
+            return _restore(self.leaves[0], flat)
+        parts = torch.split(flat, [leaf.columns for leaf in self.leaves], dim=1)
         leaves = (_restore(leaf, part) for leaf, part in zip(self.leaves, parts, strict=True))
         return _rebuild(self._skeleton, leaves)
 
@@ -192,7 +193,8 @@ def _matched(skeleton: Tree, tree: Tree, path: str) -> Iterator[tuple[Leaf, Any]
         yield from _matched(child, tree[key], f"{path}[{key!r}]")
 
 
-def _check_leaf(leaf: Leaf, value: Any, rows: int, name: str) -> None:
+def _checked(leaf: Leaf, value: Any, rows: int, name: str) -> Tensor:
+    """What belongs in ``leaf``, as (rows, columns) of a dtype of its own; StateError if amiss."""
     where = f"{name}{leaf.path}"
     if not isinstance(value, Tensor):
         raise StateError(f"{where}: expected a tensor, as in z0, got {type(value).__name__}.")
@@ -208,6 +210,8 @@ def _check_leaf(leaf: Leaf, value: Any, rows: int, name: str) -> None:
         )
     if value.device != leaf.device:
         raise StateError(f"{where}: got a tensor on {value.device} for a state on {leaf.device}.")
+    parts: Tensor = torch.view_as_real(value.resolve_conj()) if leaf.as_pairs else value
+    return parts.reshape(rows, leaf.columns)
 
 
 def _restore(leaf: Leaf, columns: Tensor) -> Tensor:

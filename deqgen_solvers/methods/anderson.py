@@ -11,32 +11,9 @@ import torch
 from torch import Tensor
 
 from deqgen_solvers.methods.options import check_damping, check_memory, check_ridge
-from deqgen_solvers.methods.window import (
-    combination,
-    empty_gram,
-    empty_window,
-    products,
-    solve_small,
-    unit_pair,
-    write,
-)
+from deqgen_solvers.methods.window import Pairs, add_combination, products
 from deqgen_solvers.protocol import Function
 from deqgen_solvers.registry import register_solver
-
-
-@dataclass(frozen=True)
-class AndersonState:
-    """Differences of consecutive iterates, in ring buffers, and what the next ones start from.
-
-    A pair of differences is divided by the length of its dr, which changes neither the space that
-    they span nor the answer.
-    """
-
-    dr: Tensor  # (B, M, N) differences of r = f(z) - z, of length 1
-    du: Tensor  # (B, M, N) differences of u = z + damping * r
-    gram: Tensor  # (B, M, M) <dr_i, dr_j>
-    last: tuple[Tensor, Tensor] | None  # r and u of the iterate before, (B, N) each
-    steps: int  # steps taken
 
 
 @register_solver("anderson")
@@ -75,32 +52,29 @@ class Anderson:
         check_damping("Anderson", self.damping)
         check_ridge("Anderson", self.ridge)
 
-    def init(self, z0: Tensor) -> AndersonState:
-        """Allocate the window for ``z0`` (B, N)."""
-        kept = self.memory - 1
-        dr, du = empty_window(z0, kept), empty_window(z0, kept)
-        return AndersonState(dr, du, empty_gram(z0, kept), None, 0)
+    def init(self, z0: Tensor) -> Pairs:
+        """Allocate the window for ``z0`` (B, N): pairs of dr, of length 1, and du."""
+        return Pairs.empty(z0, self.memory - 1)
 
-    def step(
-        self, f: Function, z: Tensor, fz: Tensor, state: AndersonState
-    ) -> tuple[Tensor, AndersonState]:
+    def step(self, f: Function, z: Tensor, fz: Tensor, state: Pairs) -> tuple[Tensor, Pairs]:
         """Propose the next iterate (B, N)."""
-        u = fz if self.damping == 1 else z.lerp(fz, self.damping)  # (B, N)
+        u = self._damped(z, fz)  # (B, N)
         if self.memory == 1:
             return u, state
-        r = fz - z  # (B, N)
         if state.last is None:
-            return u, replace(state, last=(r, u), steps=1)
-        newest = (state.steps - 1) % (self.memory - 1)
-        filled = min(state.steps, self.memory - 1)
-        last_r, last_u = state.last
-        new_dr, new_du = unit_pair(r - last_r, u - last_u)  # (B, N) each
-        dr = write(state.dr, (slice(None), newest), new_dr)
-        du = write(state.du, (slice(None), newest), new_du)
-        column, right = products(dr[:, :filled], new_dr, r)  # (B, K) each
-        gram = write(state.gram, (slice(None), slice(filled), newest), column)
-        gram = write(gram, (slice(None), newest, slice(filled)), column.conj())
-        ridge = torch.finfo(r.dtype).eps if self.ridge is None else self.ridge
-        gamma = solve_small(gram[:, :filled, :filled], right, ridge)  # (B, K)
-        z_next = u - combination(du[:, :filled], gamma)
-        return z_next, AndersonState(dr, du, gram, (r, u), state.steps + 1)
+            return u, replace(state, last=(z, fz))
+        last_z, last_fz = state.last
+        r = fz - z  # (B, N)
+        first, second = state.room()
+        dr = torch.sub(r, torch.sub(last_fz, last_z, out=first), out=first)  # (B, N)
+        du = torch.sub(u, self._damped(last_z, last_fz), out=second)  # (B, N)
+        pairs, dr, du = state.push(dr, du, (z, fz))
+        all_dr, all_du = pairs.vectors()  # (B, K, N) each
+        column, right = products(all_dr, dr), products(all_dr, r)  # (B, K) each
+        del r  # z_next may have its memory
+        ridge = torch.finfo(z.dtype).eps if self.ridge is None else self.ridge
+        pairs, gamma = pairs.solve(column.conj(), column, right, ridge)  # (B, K)
+        return add_combination(u, all_du, gamma, -1), pairs
+
+    def _damped(self, z: Tensor, fz: Tensor) -> Tensor:
+        return fz if self.damping == 1 else z.lerp(fz, self.damping)

@@ -11,15 +11,7 @@ import torch
 from torch import Tensor
 
 from deqgen_solvers.methods.options import check_damping, check_memory, check_ridge
-from deqgen_solvers.methods.window import (
-    combination,
-    empty_gram,
-    empty_window,
-    products,
-    solve_small,
-    unit_pair,
-    write,
-)
+from deqgen_solvers.methods.window import Pairs, combination, products
 from deqgen_solvers.protocol import Function
 from deqgen_solvers.registry import register_solver
 
@@ -29,17 +21,10 @@ _SAFE, _POWER = 1e6, 1 + 1e-6
 
 @dataclass(frozen=True)
 class AndersonTypeIState:
-    """Differences of consecutive iterates, in ring buffers, and what the next ones start from.
+    """The window, and how far a sample may go astray."""
 
-    A pair of differences is divided by the length of its dz, which does not change the answer.
-    """
-
-    dz: Tensor  # (B, M, N) differences of z, of length 1
-    dr: Tensor  # (B, M, N) differences of r = f(z) - z
-    small: Tensor  # (B, M, M) -<dz_i, dr_j>: positive for a contraction, as the ridge is
-    last: tuple[Tensor, Tensor] | None  # z and r of the iterate before, (B, N) each
+    pairs: Pairs  # differences of z, of length 1, and of r = f(z) - z
     bound: Tensor  # (B,) a sample whose ||r|| * steps is above it takes a plain step
-    steps: int  # steps taken
 
 
 @register_solver("anderson-type-1")
@@ -85,37 +70,32 @@ class AndersonTypeI:
 
     def init(self, z0: Tensor) -> AndersonTypeIState:
         """Allocate the window for ``z0`` (B, N)."""
-        kept = self.memory - 1
-        dz, dr, small = empty_window(z0, kept), empty_window(z0, kept), empty_gram(z0, kept)
-        return AndersonTypeIState(dz, dr, small, None, z0.new_zeros(len(z0)).real, 0)
+        return AndersonTypeIState(Pairs.empty(z0, self.memory - 1), z0.new_zeros(len(z0)).real)
 
     def step(
         self, f: Function, z: Tensor, fz: Tensor, state: AndersonTypeIState
     ) -> tuple[Tensor, AndersonTypeIState]:
         """Propose the next iterate (B, N)."""
+        pairs, bound = state.pairs, state.bound
         r = fz - z  # (B, N)
         norm = torch.linalg.vector_norm(r, dim=1)  # (B,)
         plain = fz if self.damping == 1 else z.lerp(fz, self.damping)  # (B, N)
-        if self.memory == 1 or state.last is None:
-            return plain, replace(state, last=(z, r), bound=_SAFE * norm, steps=1)
-        newest = (state.steps - 1) % (self.memory - 1)
-        filled = min(state.steps, self.memory - 1)
-        last_z, last_r = state.last
-        new_dz, new_dr = unit_pair(z - last_z, r - last_r)  # (B, N) each
-        dz = write(state.dz, (slice(None), newest), new_dz)
-        dr = write(state.dr, (slice(None), newest), new_dr)
-        column, right = products(dz[:, :filled], new_dr, r)  # (B, K) each
-        (row,) = products(dr[:, :filled], new_dz)  # (B, K)
-        small = write(state.small, (slice(None), slice(filled), newest), -column)
-        small = write(small, (slice(None), newest, slice(filled)), -row.conj())
+        if self.memory == 1 or pairs.last is None:
+            return plain, AndersonTypeIState(replace(pairs, last=(z, fz)), _SAFE * norm)
+        last_z, last_fz = pairs.last
+        first, second = pairs.room()
+        dz = torch.sub(z, last_z, out=first)  # (B, N)
+        dr = torch.sub(r, torch.sub(last_fz, last_z, out=second), out=second)  # (B, N)
+        pairs, dz, dr = pairs.push(dz, dr, (z, fz))
+        all_dz, all_dr = pairs.vectors()  # (B, K, N) each
+        # -<dz_i, dr_j> is positive for a contraction, as the ridge is.
+        row, column = -products(all_dr, dz).conj(), -products(all_dz, dr)  # (B, K) each
         rounding = torch.finfo(r.dtype).eps
         ridge = rounding if self.ridge is None else self.ridge
-        gamma = solve_small(small[:, :filled, :filled], -right, ridge)  # (B, K)
-        step = combination(dz[:, :filled], gamma) + self.damping * combination(
-            dr[:, :filled], gamma
-        )  # (B, N)
-        safe = norm * (state.steps + 1) ** _POWER <= state.bound  # (B,)
+        pairs, gamma = pairs.solve(row, column, -products(all_dz, r), ridge)  # (B, K)
+        step = combination(all_dz, gamma) + self.damping * combination(all_dr, gamma)  # (B, N)
+        safe = norm * (pairs.taken + 1) ** _POWER <= bound  # (B,)
         # Longer than r / rounding: the system is singular, up to the ridge.
         safe &= torch.linalg.vector_norm(step, dim=1) * (100 * rounding) <= norm
         z_next = torch.where(safe.unsqueeze(1), plain - step, plain)
-        return z_next, AndersonTypeIState(dz, dr, small, (z, r), state.bound, state.steps + 1)
+        return z_next, AndersonTypeIState(pairs, bound)

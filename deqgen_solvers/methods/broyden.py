@@ -13,35 +13,13 @@ from torch.linalg import vector_norm
 
 from deqgen_solvers.methods.line_search import backtrack
 from deqgen_solvers.methods.options import check_flag, check_memory
-from deqgen_solvers.methods.window import (
-    combination,
-    empty_gram,
-    empty_window,
-    products,
-    solve_small,
-    unit_pair,
-    write,
-)
+from deqgen_solvers.methods.window import Pairs, add_combination, products
 from deqgen_solvers.protocol import Function
 from deqgen_solvers.registry import register_solver
 
 # A residual that grows a little is the usual way to a better B: a search that lets none grow takes
 # 5 times the steps on an affine map of radius 0.999. One that doubles at every step is no such way.
 _GROWTH = 2.0
-
-
-@dataclass(frozen=True)
-class BroydenState:
-    """Pairs (step, change of f), in ring buffers, and what the next pair starts from.
-
-    A pair is divided by the length of its step, which does not change its correction of B.
-    """
-
-    ds: Tensor  # (B, M, N) steps s = z_new - z_old, of length 1
-    df: Tensor  # (B, M, N) changes f(z_new) - f(z_old)
-    small: Tensor  # (B, M, M) the matrix N - P of the class docstring
-    last: tuple[Tensor, Tensor] | None  # z and f(z) of the iterate before, (B, N) each
-    steps: int  # steps taken
 
 
 @register_solver("broyden")
@@ -83,33 +61,25 @@ class Broyden:
         check_memory("Broyden", self.memory)
         check_flag("Broyden", "line_search", self.line_search)
 
-    def init(self, z0: Tensor) -> BroydenState:
-        """Allocate the window for ``z0`` (B, N)."""
-        ds, df = empty_window(z0, self.memory), empty_window(z0, self.memory)
-        return BroydenState(ds, df, empty_gram(z0, self.memory), None, 0)
+    def init(self, z0: Tensor) -> Pairs:
+        """Allocate the window for ``z0`` (B, N): pairs of s, of length 1, and the change of f."""
+        return Pairs.empty(z0, self.memory)
 
-    def step(
-        self, f: Function, z: Tensor, fz: Tensor, state: BroydenState
-    ) -> tuple[Tensor, BroydenState]:
+    def step(self, f: Function, z: Tensor, fz: Tensor, state: Pairs) -> tuple[Tensor, Pairs]:
         """Propose the next iterate (B, N)."""
         if state.last is None:
-            return self._search(f, z, fz, fz, None), replace(state, last=(z, fz), steps=1)
-        newest = (state.steps - 1) % self.memory
-        filled = min(state.steps, self.memory)
+            return self._search(f, z, fz, fz, None), replace(state, last=(z, fz))
         last_z, last_fz = state.last
-        s, change = unit_pair(z - last_z, fz - last_fz)  # (B, N) each
-        ds = write(state.ds, (slice(None), newest), s)
-        df = write(state.df, (slice(None), newest), change)
+        first, second = state.room()
+        s, change = torch.sub(z, last_z, out=first), torch.sub(fz, last_fz, out=second)
+        pairs, s, change = state.push(s, change, (z, fz))
+        ds, df = pairs.vectors()  # (B, K, N) each
         # Row of P: the newest step against older changes. Column of N - P: S^T (s - change),
         # where N has entries only for steps not newer than the column's.
-        row = products(df[:, :filled], s)[0].conj()  # (B, K)
-        column, right = products(ds[:, :filled], s - change, fz - z)  # (B, K) each
-        small = write(state.small, (slice(None), newest, slice(filled)), -row)
-        small = write(small, (slice(None), slice(filled), newest), column)
-        weights = solve_small(small[:, :filled, :filled], right)  # (B, K)
-        z_next = fz + combination(df[:, :filled], weights)
-        z_next = self._search(f, z, fz, z_next, last_z)
-        return z_next, BroydenState(ds, df, small, (z, fz), state.steps + 1)
+        row, column = -products(df, s).conj(), products(ds, s - change)  # (B, K) each
+        pairs, weights = pairs.solve(row, column, products(ds, fz - z))  # (B, K)
+        z_next = add_combination(fz, df, weights)
+        return self._search(f, z, fz, z_next, last_z), pairs
 
     def _search(
         self, f: Function, z: Tensor, fz: Tensor, z_next: Tensor, last_z: Tensor | None

@@ -143,8 +143,8 @@ def _begins(state: GMRESState, norm: Tensor) -> Tensor:
 def _split(basis: Tensor, first: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of r (B, N) in the basis (B, K, N), and what is orthogonal to it (B, N)."""
     unused = torch.arange(basis.shape[1], device=r.device) < first.unsqueeze(1)  # (B, K)
-    along = products(basis, r)[0].masked_fill(unused, 0)
+    along = products(basis, r).to(small_dtype(r)).masked_fill(unused, 0)
     across = r - combination(basis, along)
     # Twice is enough: once leaves rounding errors of r, long beside a short remainder.
-    again = products(basis, across)[0].masked_fill(unused, 0)
+    again = products(basis, across).to(small_dtype(r)).masked_fill(unused, 0)
     return along + again, across - combination(basis, again)

@@ -5,6 +5,8 @@ Letters: N unknowns of one sample, A the matrix of an affine map z -> A z + b.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqgen_solvers import Anderson, Broyden, Picard, Solver, Tolerance, solve
-from deqgen_solvers.methods.window import solve_small, unit_pair
+from deqgen_solvers.methods.window import Pairs, solve_small, unit_pair
 
 NEVER = Tolerance(atol=0.0, rtol=0.0)
 seeds = st.integers(0, 10_000)
@@ -155,7 +157,7 @@ def test_broyden_secant_condition(seed: int, steps: int) -> None:
         z_next, state = solver.step(f, seen[-1], f(seen[-1]), state)
         seen.append(z_next)
     # B = -I + D N^-1 S^T, columns in order of age; the last slot does not hold a pair yet.
-    s, d = state.ds[0, : steps - 1].T, state.df[0, : steps - 1].T
+    s, d = state.first[0, : steps - 1].T, state.second[0, : steps - 1].T
     matrix = -torch.eye(6, dtype=s.dtype) + d @ torch.linalg.solve((s.T @ s).triu(), s.T)
     g = [(f(z) - z)[0] for z in seen]
     newest, change = (seen[-2] - seen[-3])[0], g[-2] - g[-3]
@@ -251,10 +253,11 @@ def test_no_fixed_point_ends_honestly(solver: Solver) -> None:
 
 
 def test_ridge_holds_back_directions_that_say_nothing() -> None:
-    gram = torch.tensor([[[1.0, 1.0], [1.0, 1.0 + 1e-15]]], dtype=torch.float64)
-    right = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    weights = solve_small(gram, right, ridge=1e-8)
-    assert torch.allclose(weights, torch.full_like(right, 0.5), atol=1e-6)
+    window = Pairs.empty(torch.zeros(1, 9, dtype=torch.float64), 2)
+    ones = lambda count: torch.ones(1, count, dtype=torch.float64)  # noqa: E731
+    window, _ = replace(window, taken=1).solve(ones(1), ones(1), ones(1), ridge=1e-8)
+    window, weights = replace(window, taken=2).solve(ones(2), ones(2), ones(2), ridge=1e-8)
+    assert torch.allclose(weights, ones(2) / 2, atol=1e-6)
 
 
 @given(exponent=st.integers(-60, 60), dtype=st.sampled_from([torch.float64, torch.complex128]))
@@ -276,13 +279,23 @@ def test_a_unit_pair_of_nothing_is_nothing() -> None:
 
 
 def test_small_solve_gives_up_row_by_row() -> None:
-    matrix = torch.eye(2, dtype=torch.float64).repeat(4, 1, 1)
+    matrix = torch.eye(2, dtype=torch.float64).repeat(5, 1, 1)
     matrix[1] = torch.nan
     matrix[2] = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
-    matrix[3, 1] = matrix[3, :, 1] = 0
-    right = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
+    matrix[3, 0, 0] = 0  # elimination from below leaves a finite number here
+    right = torch.tensor([[1.0, 2.0]], dtype=torch.float64).repeat(5, 1)
+    right[4, 0] = torch.inf
     weights = solve_small(matrix, right)
-    assert weights.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]
+    assert weights.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert solve_small(matrix.to(torch.complex128), right).tolist() == weights.tolist()
+
+
+def test_a_pair_of_length_zero_gets_nothing() -> None:
+    window = Pairs.empty(torch.zeros(1, 9, dtype=torch.float64), 2)
+    values = lambda *x: torch.tensor([x], dtype=torch.float64)  # noqa: E731
+    window, _ = replace(window, taken=1).solve(values(1), values(1), values(1))
+    window, weights = replace(window, taken=2).solve(values(0, 0), values(0, 0), values(3, 0))
+    assert weights.tolist() == [[3.0, 0.0]]
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()])
