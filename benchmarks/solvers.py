@@ -5,7 +5,7 @@
 
 Parts: ``step`` (cost of a step beyond f), ``evaluations`` (to a tolerance, with scipy), ``memory``
 (peak bytes for each number of the state), ``mixed`` (a batch of easy and hard transformer blocks).
-The table is printed and everything is written as JSON. Ratios above 1 are in our favour.
+The tables are printed, and written as Markdown beside a JSON file. Ratios above 1 favour us.
 
 Letters: B samples, D unknowns of one sample.
 """
@@ -13,10 +13,12 @@ Letters: B samples, D unknowns of one sample.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +48,16 @@ class Options:
     rounds: int = 9
     """Times that each program is run; the median counts."""
     output: Path = Path("runs/benchmarks/solvers.json")
-    """JSON file to write."""
+    """JSON file to write; the tables go beside it, as .md."""
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print rows of equal keys as a Markdown table."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
     cells = [list(rows[0]), *([format_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     cells.insert(1, ["-" * width for width in widths])
-    for row in cells:
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+    lines = (" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def format_cell(value: Any) -> str:
@@ -74,19 +76,24 @@ def main(options: Options) -> None:
         sys.exit("solvers: --threads and --rounds must be at least 1")
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
+        "torchdeq": version("torchdeq"),
         "threads": options.threads,
         "rounds": options.rounds,
     }
+    page = "deqgen_solvers beside torchdeq: " + ", ".join(f"{k} {v}" for k, v in results.items())
+    print(page)
     for part in options.parts:
-        rows = PARTS[part](options.rounds)
-        results[part] = rows
-        print(f"\n{part}: {(sys.modules[PARTS[part].__module__].__doc__ or '').splitlines()[0]}\n")
-        print_table(rows)
+        rows = results[part] = PARTS[part](options.rounds)
+        headline = (sys.modules[PARTS[part].__module__].__doc__ or "").splitlines()[0]
+        section = f"\n{part}: {headline}\n\n{table(rows)}"
+        print(section)
+        page += "\n" + section
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nwritten to {options.output}")
+    options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    options.output.with_suffix(".md").write_text(page + "\n", encoding="utf-8")
+    print(f"\nwritten to {options.output} and {options.output.with_suffix('.md').name}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from deqgen_solvers import (
@@ -89,6 +91,38 @@ def test_last_instead_of_best(compact: bool) -> None:
     last = follow(*script, compact=compact, select="last")
     assert best.residual.tolist() == [2.0, 3.0, 0.01]
     assert last.residual.tolist() == last.z.flatten().tolist() == [6.0, 6.0, 0.01]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@given(data=st.data(), batch=st.integers(1, 4), steps=st.integers(1, 8))
+def test_best_is_the_least_and_what_others_hold_stays(
+    compact: bool, data: st.DataObject, batch: int, steps: int
+) -> None:
+    """Climbs and falls in any order; no tensor that f, a solver or the caller saw is written to."""
+    level = st.one_of(st.integers(1, 9).map(float), st.sampled_from([0.05, NAN, INF]))
+    rows = st.lists(level, min_size=batch, max_size=batch)
+    script = data.draw(st.lists(rows, min_size=steps, max_size=steps))
+    z0 = torch.full((batch, 1), 5.0, dtype=torch.float64)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def f(z: Tensor) -> Tensor:
+        image = zero(z)
+        seen.extend((t, t.clone()) for t in (z, image))
+        return image
+
+    solution = solve(f, z0, solver=Scripted(script, []), tol=TOL, max_steps=steps, compact=compact)
+    expected = []
+    for sample in range(batch):
+        levels = [5.0]
+        for row in script:
+            if levels[-1] == 0.05 or row[sample] in (INF,) or row[sample] != row[sample]:
+                break
+            levels.append(row[sample])
+        expected.append(min(levels))
+    assert solution.z.flatten().tolist() == solution.residual.tolist() == expected
+    assert bool((z0 == 5).all())
+    for tensor, copy in seen:
+        assert torch.equal(tensor.nan_to_num(), copy.nan_to_num())
 
 
 @pytest.mark.parametrize("select", ["best", "last"])
@@ -363,3 +397,12 @@ def test_autocast_holds_inside_f_and_not_in_the_solver() -> None:
             solve(f, torch.zeros(2, 16), solver=Watching(), tol=tol, max_steps=4)
             assert torch.is_autocast_enabled("cpu")
     assert len(inside) > 4 and all(inside)
+
+
+def test_a_residual_beyond_the_largest_number_is_not_finite() -> None:
+    """The square of f(z) - z overflows where those of z and f(z) do not."""
+    far = 1.2e19
+    f = lambda z: torch.where(z == 0, far, -far)  # noqa: E731
+    solution = solve(f, torch.zeros(2, 2), solver="picard", max_steps=5)
+    assert solution.status.tolist() == [Status.NONFINITE] * 2 and solution.nfe == 2
+    assert not solution.z.any() and torch.allclose(solution.residual, torch.tensor(far * 2**0.5))
