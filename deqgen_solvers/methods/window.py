@@ -68,22 +68,21 @@ class Pairs:
 
         Args:
             row: the newest row of the matrix (B, K).
-            column: its newest column (B, K), used up.
+            column: its newest column (B, K).
             right: (B, K).
-            ridge: added to the diagonal.
+            ridge: added to the diagonal, in the precision of the matrix.
 
         Returns:
             The window with its new matrix, and the solution (B, K); see `solve_small`.
         """
         small, newest = self.small, self.newest
-        # Never quite 0: a pair of length zero has a zero row, and then gets 0 / least = 0.
-        least = torch.finfo(small.dtype).tiny ** 0.6
-        column.select(1, newest).add_(max(ridge, least))
         if _recording():
             small = small.clone()
         held = small if self.taken >= small.shape[1] else small[:, : self.taken, : self.taken]
         held.select(1, newest).copy_(row)
-        held.select(2, newest).copy_(column)
+        corner = held.select(2, newest).copy_(column).select(1, newest)
+        # Never quite 0: a pair of length zero has a zero row, and then gets 0 / least = 0.
+        corner.add_(max(ridge, torch.finfo(small.dtype).tiny ** 0.6))
         pairs = self if small is self.small else replace(self, small=small)
         return pairs, solve_small(held, right)
 

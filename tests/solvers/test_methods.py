@@ -252,12 +252,14 @@ def test_no_fixed_point_ends_honestly(solver: Solver) -> None:
     assert torch.allclose(solution.residual, torch.full((2,), 3**0.5))
 
 
-def test_ridge_holds_back_directions_that_say_nothing() -> None:
-    window = Pairs.empty(torch.zeros(1, 9, dtype=torch.float64), 2)
-    ones = lambda count: torch.ones(1, count, dtype=torch.float64)  # noqa: E731
-    window, _ = replace(window, taken=1).solve(ones(1), ones(1), ones(1), ridge=1e-8)
-    window, weights = replace(window, taken=2).solve(ones(2), ones(2), ones(2), ridge=1e-8)
-    assert torch.allclose(weights, ones(2) / 2, atol=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_ridge_holds_back_directions_that_say_nothing(dtype: torch.dtype) -> None:
+    """In double precision, whatever the state's: in single, 1 + 2^-25 is 1."""
+    window = Pairs.empty(torch.zeros(1, 9, dtype=dtype), 2)
+    ones = lambda count: torch.ones(1, count, dtype=dtype)  # noqa: E731
+    window, _ = replace(window, taken=1).solve(ones(1), ones(1), ones(1), ridge=2.0**-25)
+    window, weights = replace(window, taken=2).solve(ones(2), ones(2), ones(2), ridge=2.0**-25)
+    assert torch.allclose(weights.to(dtype), ones(2) / 2, atol=1e-6)
 
 
 @given(exponent=st.integers(-60, 60), dtype=st.sampled_from([torch.float64, torch.complex128]))
@@ -290,9 +292,10 @@ def test_small_solve_gives_up_row_by_row() -> None:
     assert solve_small(matrix.to(torch.complex128), right).tolist() == weights.tolist()
 
 
-def test_a_pair_of_length_zero_gets_nothing() -> None:
-    window = Pairs.empty(torch.zeros(1, 9, dtype=torch.float64), 2)
-    values = lambda *x: torch.tensor([x], dtype=torch.float64)  # noqa: E731
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pair_of_length_zero_gets_nothing(dtype: torch.dtype) -> None:
+    window = Pairs.empty(torch.zeros(1, 9, dtype=dtype), 2)
+    values = lambda *x: torch.tensor([x], dtype=dtype)  # noqa: E731
     window, _ = replace(window, taken=1).solve(values(1), values(1), values(1))
     window, weights = replace(window, taken=2).solve(values(0, 0), values(0, 0), values(3, 0))
     assert weights.tolist() == [[3.0, 0.0]]
