@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deqgen.gradients import Equilibrium, Forward, GradientEstimator, State, make_gradient
-from deqgen.gradients.adjoint import refuse
+from deqgen.gradients.refusal import refuse
 from deqgen.gradients.states import answer, leaves, map_leaves, rebuild
 from deqgen.layers.initial import Generators, normal_start
 from deqgen_solvers import Tolerance, make_solver
@@ -42,11 +42,14 @@ class DEQ(nn.Module):
         max_steps: most solver steps while training. The solver spends at most one evaluation of
             the cell more than steps; ``Unrolled()`` evaluates it exactly ``max_steps`` times.
         eval_max_steps: most solver steps in evaluation; default: ``max_steps``.
+        compact: let samples that have converged leave the solve, and that of `Implicit`'s backward
+            pass. The cell must be row-wise, and every tensor among the arguments hold one row a
+            sample.
         initial: first iterate when a call brings none: ``"zeros"`` or ``"normal"``, in the shape
             of the first argument, or a function of the arguments.
 
-    Attributes ``solver``, ``gradient``, ``tol``, ``max_steps``, ``eval_max_steps`` may be changed
-    at any time.
+    Attributes ``solver``, ``gradient``, ``tol``, ``max_steps``, ``eval_max_steps``, ``compact``
+    may be changed at any time.
 
     Raises:
         ValueError: an unknown name or an option out of its range.
@@ -70,6 +73,7 @@ class DEQ(nn.Module):
         tol: Tolerance | None = Tolerance(),  # noqa: B008 - frozen
         max_steps: int = 50,
         eval_max_steps: int | None = None,
+        compact: bool = False,
         initial: Initial = "zeros",
     ) -> None:
         super().__init__()
@@ -88,6 +92,7 @@ class DEQ(nn.Module):
         self.eval_max_steps = (
             None if eval_max_steps is None else _steps("eval_max_steps", eval_max_steps)
         )
+        self.compact = compact
         self.initial = initial
 
     def forward(
@@ -119,7 +124,7 @@ class DEQ(nn.Module):
         if not self.training and self.eval_max_steps is not None:
             budget = self.eval_max_steps
         budget = budget if max_steps is None else _steps("max_steps", max_steps)
-        solve = Forward(solver=self.solver, tol=self.tol, max_steps=budget)
+        solve = Forward(self.solver, self.tol, budget, compact=self.compact)
         estimate = torch.is_grad_enabled() and self.gradient.keeps_answer
         if self.training or estimate:
             return self.gradient.differentiate(self._f, start, args, solve)

@@ -45,6 +45,20 @@ def normal_start(
     if generator is None:
         draw = torch.randn(*shape, generator=Generator().manual_seed(0), device="cpu")
         return draw.to(device, dtype).expand(batch, *shape)  # (B, *shape)
+    own = per_sample(generator, batch)
+    if not own:
+        return torch.empty(0, *shape, device=device, dtype=dtype)
+    rows = [torch.randn(*shape, generator=g, device=g.device, dtype=torch.float32) for g in own]
+    return torch.stack([row.to(device) for row in rows]).to(dtype)  # (B, *shape)
+
+
+def per_sample(generator: Generator | Sequence[Generator], batch: int) -> list[Generator]:
+    """The generator of each of ``batch`` samples; a single one serves them all, in order.
+
+    Raises:
+        ValueError: if the number of generators is not ``batch``.
+        TypeError: if something else than generators is given.
+    """
     own = [generator] * batch if isinstance(generator, Generator) else list(generator)
     for one in own:
         if not isinstance(one, Generator):
@@ -53,7 +67,4 @@ def normal_start(
             )
     if len(own) != batch:
         raise ValueError(f"got {len(own)} generators for {batch} samples; give one a sample.")
-    if not own:
-        return torch.empty(0, *shape, device=device, dtype=dtype)
-    rows = [torch.randn(*shape, generator=g, device=g.device, dtype=torch.float32) for g in own]
-    return torch.stack([row.to(device) for row in rows]).to(dtype)  # (B, *shape)
+    return own

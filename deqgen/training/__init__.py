@@ -14,6 +14,7 @@ from deqgen.training.denoising import Denoising
 from deqgen.training.distillation import Distillation
 from deqgen.training.ema import Ema
 from deqgen.training.interrupt import Interrupted
+from deqgen.training.jacobian import jacobian_penalty
 from deqgen.training.losses import TrajectoryLoss
 from deqgen.training.trainer import Objective, TrainingDiverged, TrainResult, train
 
@@ -28,6 +29,7 @@ __all__ = [
     "TrainResult",
     "TrainingDiverged",
     "TrajectoryLoss",
+    "jacobian_penalty",
     "load_checkpoint",
     "save_checkpoint",
     "train",

@@ -9,40 +9,82 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deqgen_solvers.errors import nearest
+
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "l2": F.mse_loss,
     "huber": F.huber_loss,
 }
 
+WEIGHTS: dict[str, Callable[[int, float], list[float]]] = {
+    "geometric": lambda count, decay: [decay ** (count - 1 - k) for k in range(count)],
+    "linear": lambda count, _: [(k + 1) / count for k in range(count)],
+    "uniform": lambda count, _: [1.0] * count,
+    "last": lambda count, _: [float(k == count - 1) for k in range(count)],
+}
+"""Weights of ``count`` states, first state first; the last one counts 1 in each scheme."""
+
+_PUBLISHED_DECAY = 0.8
+
 
 class TrajectoryLoss(nn.Module):
-    """Supervise every decoded state, the later the more.
+    """Supervise the decoded states, by default the later the more.
 
-    ``sum_k decay^(K-1-k) distance(x_k, x)`` over the K images of a trajectory, with a distance that
-    is a mean over all pixels (GET, arXiv 2401.08639; published: ``decay`` 0.8, L1, K = 6). For a
-    model without an equilibrium, K is 1 and this is the distance itself.
+    ``sum_k w_k distance(x_k, x)`` over the K images of a trajectory, with a distance that is a mean
+    over all pixels. Published: ``w_k = decay^(K-1-k)`` with ``decay`` 0.8, L1, K = 6 (GET, arXiv
+    2401.08639). For a model without an equilibrium, K is 1 and this is the distance itself.
 
     Args:
-        decay: weight of a state relative to the next one, in (0, 1].
+        decay: of geometric weights: weight of a state relative to the next one, in (0, 1].
         distance: ``"l1"``, ``"l2"`` or ``"huber"``.
+        weights: ``"geometric"``; ``"linear"``, (k+1)/K; ``"uniform"``; ``"last"``, which supervises
+            nothing but the answer, as for an estimator that returns one state; or K numbers, first
+            state first. States of weight zero are not looked at.
 
     Raises:
-        ValueError: a decay outside (0, 1], or an unknown distance.
+        ValueError: a decay outside (0, 1] or of weights that have none, an unknown distance or
+            name of weights, numbers that are negative, not finite, or all zero.
     """
 
-    def __init__(self, decay: float = 0.8, distance: Literal["l1", "l2", "huber"] = "l1") -> None:
+    def __init__(
+        self,
+        decay: float = _PUBLISHED_DECAY,
+        distance: Literal["l1", "l2", "huber"] = "l1",
+        weights: Literal["geometric", "linear", "uniform", "last"] | Sequence[float] = "geometric",
+    ) -> None:
         super().__init__()
         if not 0 < decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {decay}")
         if distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+            hint = nearest(str(distance), DISTANCES)
+            raise ValueError(
+                f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}.{hint}"
+            )
+        self.weights = _checked(weights)
+        if self.weights != "geometric" and decay != _PUBLISHED_DECAY:
+            raise ValueError(f"decay={decay} belongs to weights='geometric', not to {weights!r}")
         self.decay = decay
         self.distance = distance
 
+    def weights_of(self, count: int) -> tuple[float, ...]:
+        """The weights of ``count`` images, first state first.
+
+        Raises:
+            ValueError: if the weights were given as numbers, and not as many.
+        """
+        if isinstance(self.weights, str):
+            return tuple(WEIGHTS[self.weights](count, self.decay))
+        if len(self.weights) != count:
+            raise ValueError(
+                f"there are {len(self.weights)} weights for {count} images; give one an image, "
+                "or a name, which fits any number"
+            )
+        return self.weights
+
     def total_weight(self, count: int) -> float:
         """Sum of the weights of ``count`` images; a loss divided by it is a mean distance."""
-        return math.fsum(self.decay**k for k in range(count))
+        return math.fsum(self.weights_of(count))
 
     def forward(self, images: Sequence[Tensor], target: Tensor) -> Tensor:
         """Return the loss, a float32 scalar.
@@ -52,17 +94,39 @@ class TrajectoryLoss(nn.Module):
             target: ``(B, C, H, W)``.
 
         Raises:
-            ValueError: no images, or one of another shape than ``target`` (which would broadcast).
+            ValueError: no images, one of another shape than ``target`` (which would broadcast), or
+                another number of them than of weights.
         """
         if not images:
             raise ValueError("a trajectory loss needs at least one image")
-        distance = DISTANCES[self.distance]
-        target = target.float()
-        total = target.new_zeros(())
         for image in images:
             if image.shape != target.shape:
                 raise ValueError(
                     f"image and target differ in shape: {tuple(image.shape)}, {tuple(target.shape)}"
                 )
-            total = self.decay * total + distance(image.float(), target)  # Horner's scheme
+        distance = DISTANCES[self.distance]
+        target = target.float()
+        total = target.new_zeros(())
+        geometric = self.weights == "geometric"
+        for image, weight in zip(images, self.weights_of(len(images)), strict=True):
+            if geometric:  # Horner's scheme, whose rounding the recorded losses have
+                total = self.decay * total + distance(image.float(), target)
+            elif weight:  # else a NaN in a state that does not count would count
+                total = total + weight * distance(image.float(), target)
         return total
+
+
+def _checked(weights: str | Sequence[float]) -> str | tuple[float, ...]:
+    if isinstance(weights, str):
+        if weights not in WEIGHTS:
+            raise ValueError(
+                f"weights must be one of {', '.join(WEIGHTS)}, or numbers, got {weights!r}."
+                f"{nearest(weights, WEIGHTS)}"
+            )
+        return weights
+    numbers = tuple(float(weight) for weight in weights)
+    if not all(math.isfinite(n) and n >= 0 for n in numbers) or not any(numbers):
+        raise ValueError(
+            f"weights must be finite, not negative, and not all zero, got {list(numbers)}"
+        )
+    return numbers
