@@ -221,9 +221,8 @@ class _Search:
 
     def _evaluate(self, z: Tensor) -> Tensor:
         self.evaluated.append(z.shape[0])
-        image = self.call(z)
-        # f may hand out a tensor that requires grad, even here.
-        return image.detach() if image.requires_grad else image
+        # f may hand out a tensor that requires grad, or has a tangent, even here.
+        return self.call(z).detach()
 
     def _judge(self, z: Tensor, fz: Tensor) -> None:
         """Take over a new iterate (R, N) row by row and see what each row has come to."""

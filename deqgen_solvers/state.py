@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -114,13 +114,20 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def take_rows(tree: Tree, rows: Tensor) -> Tree:
     """Gather rows of every tensor in ``tree``; plain values and tensors without axes stay."""
+    return map_tensors(lambda t: t.index_select(0, rows) if t.ndim else t, tree)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply ``function`` to every tensor in containers and dataclasses; other values stay."""
     if isinstance(tree, Tensor):
-        return tree.index_select(0, rows) if tree.ndim else tree
+        return function(tree)
     if isinstance(tree, _CONTAINERS):
-        return _like(tree, [take_rows(child, rows) for _, child in _entries(tree)])
+        return _like(tree, [map_tensors(function, child) for _, child in _entries(tree)])
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = {f.name: take_rows(getattr(tree, f.name), rows) for f in dataclasses.fields(tree)}
-        return dataclasses.replace(tree, **fields)
+        values = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+        return dataclasses.replace(
+            tree, **{name: map_tensors(function, value) for name, value in values.items()}
+        )
     return tree
 
 

@@ -1,10 +1,10 @@
 """How one differentiates through an equilibrium z = f(z).
 
 An estimator gets f, z0 and the solver, and returns states that autograd can follow.
-``Unrolled`` records every iteration: exact for them, memory grows with the steps (published GET).
-``Implicit`` records one evaluation and solves a linear system in the backward pass: constant
-memory. ``Phantom`` takes a few damped terms instead of that solve; ``JFB`` takes one, and is the
-cheapest.
+``Implicit`` is exact at the fixed point, with constant memory; ``Unrolled`` is exact for the
+iterates themselves (published GET; with ``checkpoint=True`` it keeps one state a step), and so is
+``Reversible``, with constant memory. ``JFB``, ``Phantom``, ``SHINE`` and ``StochasticJFB`` are
+approximations, from one recorded evaluation upwards.
 """
 
 from deqgen.gradients.implicit import Implicit
@@ -19,10 +19,14 @@ from deqgen.gradients.protocol import (
     State,
 )
 from deqgen.gradients.registry import available_gradients, make_gradient, register_gradient
+from deqgen.gradients.reversible import Reversible
+from deqgen.gradients.shine import SHINE
+from deqgen.gradients.stochastic import StochasticJFB
 from deqgen.gradients.unrolled import Unrolled
 
 __all__ = [
     "JFB",
+    "SHINE",
     "Cell",
     "Equilibrium",
     "EquilibriumWarning",
@@ -31,7 +35,9 @@ __all__ = [
     "GradientEstimator",
     "Implicit",
     "Phantom",
+    "Reversible",
     "State",
+    "StochasticJFB",
     "Unrolled",
     "available_gradients",
     "make_gradient",

@@ -16,53 +16,59 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
+from deqgen.gradients.product import Cotangent, Evaluation, Product, filled
 from deqgen.gradients.protocol import Cell, GradientError, State
+from deqgen.gradients.refusal import NO_FORWARD, NO_FUNC, NO_FURTHER, NO_MIXED, refuse
 from deqgen.gradients.states import leaves, rebuild
 
-Cotangent: TypeAlias = tuple[Tensor, ...]
-"""One tensor a leaf of the state, of the leaf's shape."""
-
-Respond: TypeAlias = Callable[[Callable[[Cotangent], Cotangent], Cotangent], Cotangent]
+Respond: TypeAlias = Callable[[Product, Cotangent], Cotangent]
 """(v -> J^T v, u) -> v: an estimator's answer to the adjoint system v = u + J^T v."""
 
 
-def attach(f: Cell, z: State, args: tuple[Any, ...], respond: Respond) -> State:
+def attach(
+    f: Cell,
+    z: State,
+    args: tuple[Any, ...],
+    respond: Respond,
+    *,
+    order: int = 1,
+    forward_mode: bool = False,
+) -> State:
     """Evaluate ``f(z, *args)`` in the graph, with ``respond`` between it and the loss.
+
+    In terms of Newton's method this is one step, z + R (f(z, theta) - z), from a constant z with a
+    constant R = (I - J)^-1. Its value is z*, and its first derivative in theta that of the fixed
+    point. Each further step with the same R, from the result of the one before, is right in one
+    more derivative; autograd takes them.
 
     Args:
         f: the cell.
         z: the point, of which only the numbers are used.
         args: further arguments of f.
         respond: turns a cotangent u of f(z) into the cotangent v that f is pulled back with.
+        order: derivatives that are right; one evaluation is recorded for each.
+        forward_mode: whether ``respond``, given v -> J v in place of v -> J^T v, is its own
+            transpose, so that it serves tangents too.
 
     Returns:
         f(z), in the structure and the dtypes of ``z``. It requires a gradient only if something
         other than ``z`` does.
     """
     forget_casts()
-    points = [leaf.detach().requires_grad_() for leaf in leaves(z)]
-    image = leaves(f(rebuild(z, points), *args), like=z)
-    image = [leaf.to(point.dtype) for leaf, point in zip(image, points, strict=True)]
-    if not _reaches_others(image, points):
-        return rebuild(z, [leaf.detach() for leaf in image])
-
-    def vjp(v: Cotangent) -> Cotangent:
-        pairs = [(leaf, g) for leaf, g in zip(image, v, strict=True) if leaf.requires_grad]
-        outputs, grads = zip(*pairs, strict=True)
-        pulled = torch.autograd.grad(outputs, points, grads, retain_graph=True, allow_unused=True)
-        return tuple(
-            torch.zeros_like(point) if part is None else part
-            for part, point in zip(pulled, points, strict=True)
-        )
-
-    def backward(u: Cotangent) -> Cotangent:
-        with torch.no_grad():
-            return respond(vjp, u)
-
-    attached: Cotangent = _Adjoint.apply(backward, *image)  # type: ignore[no-untyped-call]
-    return rebuild(z, list(attached))
+    moving: list[Tensor] = []  # the leaves of z, once they are in the graph
+    for step in range(order):
+        points = moving or _tracked(z)
+        evaluation = Evaluation(f, z, points, args)
+        image = evaluation.image
+        if not moving and not _has_tangent(image) and not _reaches_others(image, points):
+            return rebuild(z, [leaf.detach() for leaf in image])
+        link = _Link(evaluation, respond, order, forward_mode)
+        value = image if step == order - 1 else points
+        inputs = len(image), *image, *moving
+        moving = list(_Newton.apply(link, value, *inputs))  # type: ignore[no-untyped-call]
+    return rebuild(z, moving)
 
 
 def forget_casts() -> None:
@@ -76,65 +82,96 @@ def forget_casts() -> None:
         torch.clear_autocast_cache()
 
 
-def refuse(message: str, tensors: Cotangent, anchors: tuple[Any, ...]) -> Cotangent:
-    """Return ``tensors`` such that a derivative taken through them raises ``message``.
+class _Link:
+    """A recorded evaluation and an estimator's response to it."""
 
-    ``anchors`` are what the true derivative would flow to: autograd visits a function only if it
-    lies on the way to an input, so the refusal must lie on the way to each of them.
+    def __init__(
+        self, evaluation: Evaluation, respond: Respond, order: int, forward_mode: bool
+    ) -> None:
+        self.evaluation, self.image, self.respond = evaluation, evaluation.image, respond
+        self.order, self.forward_mode = order, forward_mode
+
+    def __call__(self, u: Cotangent, straight: bool) -> Cotangent:
+        """The response to a cotangent or, straight, to a tangent."""
+        if straight and not self.forward_mode:
+            raise GradientError(NO_FORWARD)
+        with torch.no_grad():
+            v: Cotangent = self.respond(Product(self.evaluation, straight), u)
+        return v
+
+
+class _Newton(Function):
+    """A given value, with the derivatives of z + R (f(z) - z), where R is the response.
+
+    Inputs are a link, the value, the number of leaves, those of f(z) and, unless z is constant,
+    those of z.
     """
-    alive = [a for a in anchors if isinstance(a, Tensor) and a.requires_grad]
-    if not alive or not torch.is_grad_enabled():
-        return tensors
-    refused: Cotangent = _Refusal.apply(  # type: ignore[no-untyped-call]
-        message, len(tensors), *tensors, *alive
-    )
-    return refused
-
-
-class _Adjoint(Function):
-    """Identity forward; backward hands the cotangents through an estimator's response."""
 
     @staticmethod
-    def forward(ctx: Any, backward: Callable[[Cotangent], Cotangent], *image: Tensor) -> Cotangent:
-        ctx.respond = backward
-        ctx.image = image  # inputs, not outputs: no reference cycle
+    def forward(ctx: Any, link: _Link, value: list[Tensor], count: int, *x: Tensor) -> Cotangent:
+        ctx.link, ctx.count, ctx.constant = link, count, len(x) == count
         # Copies, because autograd forbids in-place changes of views made inside a Function.
-        return tuple(leaf.clone() for leaf in image)
+        return tuple(leaf.detach().clone() for leaf in value)
 
     @staticmethod
     def backward(ctx: Any, *u: Tensor) -> tuple[Any, ...]:
-        v = ctx.respond(u)
-        # v depends on u and, through J, on whatever f depends on; its history was not recorded.
-        return None, *refuse(_NO_SECOND_ORDER, v, (*u, *ctx.image))
+        v = _respond(ctx.link, ctx.link.order, False, u)
+        remainder = () if ctx.constant else (a - b for a, b in zip(u, v, strict=True))
+        return None, None, None, *v, *remainder
+
+    @staticmethod
+    def jvp(ctx: Any, _link: None, _value: None, _count: None, *t: Tensor | None) -> Cotangent:
+        link: _Link = ctx.link
+        image = filled(t[: ctx.count], link.image)
+        if ctx.constant:
+            return link(image, straight=True)
+        start = filled(t[ctx.count :], link.image)
+        moved = link(tuple(a - b for a, b in zip(image, start, strict=True)), straight=True)
+        return tuple(a + b for a, b in zip(start, moved, strict=True))
+
+
+class _Response(Function):
+    """The response to cotangents, or to tangents, as a linear map that can be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, link: _Link, order: int, straight: bool, *u: Tensor) -> Cotangent:
+        ctx.link, ctx.order, ctx.straight = link, order, straight
+        v: Cotangent = link(u, straight)
+        return tuple(part.clone() for part in v)
+
+    @staticmethod
+    def backward(ctx: Any, *u: Tensor) -> tuple[Any, ...]:
+        return None, None, None, *_respond(ctx.link, ctx.order, not ctx.straight, u)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
-        raise GradientError(
-            "forward-mode differentiation through this estimator is not available; "
-            "use gradient=Unrolled(steps), which autograd follows step by step."
-        )
+        raise GradientError(NO_MIXED)
 
 
-class _Refusal(Function):
-    @staticmethod
-    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> Cotangent:
-        ctx.message = message
-        return tuple(t.clone() for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise GradientError(ctx.message)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise GradientError(ctx.message)
+def _respond(link: _Link, order: int, straight: bool, u: Cotangent) -> Cotangent:
+    """Take one derivative out of ``order``; what comes back allows one fewer."""
+    if _has_tangent(u) or _has_tangent(link.image):
+        raise GradientError(NO_MIXED)
+    if order > 1 and torch.is_grad_enabled():
+        v: Cotangent = _Response.apply(link, order - 1, straight, *u)  # type: ignore[no-untyped-call]
+        return v
+    v = link(u, straight)
+    # v depends on u and, through J, on whatever f depends on; its history was not recorded.
+    return refuse(NO_FURTHER.format(order=link.order), v, (*u, *link.image))
 
 
-_NO_SECOND_ORDER = (
-    "a second derivative was taken through an equilibrium whose backward pass was solved, not "
-    "recorded, so it would be wrong; use gradient=Unrolled(steps) for double backward (gradient "
-    "penalties, Hessian products)."
-)
+def _tracked(z: State) -> list[Tensor]:
+    """Leaves of z as the beginning of a graph."""
+    try:
+        return [leaf.detach().requires_grad_() for leaf in leaves(z)]
+    except RuntimeError as error:  # within torch.func nothing may begin
+        raise GradientError(NO_FUNC) from error
+
+
+def _has_tangent(tensors: Any) -> bool:
+    """Whether forward-mode differentiation goes through one of these."""
+    unpack: Any = forward_ad.unpack_dual
+    return any(unpack(t).tangent is not None for t in tensors)
 
 
 def _reaches_others(image: list[Tensor], points: list[Tensor]) -> bool:

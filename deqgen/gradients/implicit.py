@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from deqgen.gradients.adjoint import Cotangent, attach
+from deqgen.gradients.adjoint import attach
+from deqgen.gradients.product import Cotangent, Product
 from deqgen.gradients.protocol import Cell, Equilibrium, EquilibriumWarning, Forward, State
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import answer
@@ -26,33 +29,47 @@ class Implicit:
     solves v = u + J^T v, one vector-Jacobian product a step, and pulls v back through f once.
     Memory does not grow with the number of steps of either solve. The gradient is as exact as
     both solves are: with contraction rate r, relative errors of about 1/(1 - r) times the
-    tolerances.
+    tolerances. Where the forward solve is compact the adjoint solve is too: samples that are done
+    leave it, and f is evaluated once more on those that stay.
 
-    Reverse mode, once: double backward and forward mode raise :class:`GradientError`.
+    Forward mode solves the system of J in place of J^T. A derivative of a derivative needs
+    ``order=2`` and reverse mode twice; beyond its order it raises :class:`GradientError`.
 
     Args:
-        solver: name or object of the solver of the adjoint system.
+        solver: name or object of the solver of the adjoint system. It is affine, which is what
+            GMRES is for; GMRES needs no contraction.
         tol: when a sample's adjoint has converged. bfloat16, autocast included, seldom does better
             than ``rtol=1e-2``. The default is relative, since gradients have no scale of their
             own; None for a bare budget of ``max_steps`` products, which never warns.
         max_steps: most steps of the adjoint solve.
+        order: derivatives that can be taken. Each beyond the first records one more evaluation of f
+            and solves one more system in a backward pass.
+        warm_start: begin the adjoint solve at the last one's answer if its shapes are the same, for
+            training on the same samples again. To a tolerance it changes the number of steps, not
+            the gradient. The estimator then holds one cotangent; use one estimator a layer.
+        callback: called with the :class:`~deqgen_solvers.Solution` of every adjoint solve.
 
     Raises:
-        ValueError: an unknown solver, or ``max_steps`` below 1.
+        ValueError: an unknown solver, or ``max_steps`` or ``order`` below 1.
 
     Warns:
         EquilibriumWarning: if the forward or the adjoint solve missed its tolerance in some sample.
     """
 
-    solver: str | Solver[Any] = "anderson"
+    solver: str | Solver[Any] = "gmres"
     tol: Tolerance | None = field(default_factory=lambda: Tolerance(atol=0.0, rtol=1e-5))
     max_steps: int = 50
+    order: int = 1
+    warm_start: bool = False
+    callback: Callable[[Solution[Cotangent]], object] | None = None
+    _last: dict[str, Cotangent] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
             make_solver(self.solver)  # raises now, not in the first backward pass
-        if self.max_steps < 1:
-            raise ValueError(f"Implicit: max_steps must be at least 1, got {self.max_steps}.")
+        for name in ("max_steps", "order"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Implicit: {name} must be at least 1, got {getattr(self, name)}.")
 
     @property
     def keeps_answer(self) -> bool:
@@ -69,18 +86,55 @@ class Implicit:
         else:
             if forward.tol is not None:
                 _warn_unless_converged("forward", solution, "the gradient is that of another point")
-            z = attach(f, solution.z, args, self._solve_adjoint)
+            respond = partial(self._solve_adjoint, compact=forward.compact)
+            z = attach(f, solution.z, args, respond, order=self.order, forward_mode=True)
         return Equilibrium(z, (z,), solution)
 
-    def _solve_adjoint(self, vjp: Callable[[Cotangent], Cotangent], u: Cotangent) -> Cotangent:
-        def step(v: Cotangent) -> Cotangent:
-            return tuple(a + b for a, b in zip(u, vjp(v), strict=True))
-
-        solution = solve(step, u, (), self.solver, tol=self.tol, max_steps=self.max_steps)
+    def _solve_adjoint(self, product: Product, u: Cotangent, compact: bool) -> Cotangent:
+        system = _Affine(product)
+        rows = torch.arange(u[0].shape[0], device=u[0].device)
+        solution = solve(
+            system,
+            self._start(u),
+            (rows, u),
+            self.solver,
+            tol=self.tol,
+            max_steps=self.max_steps,
+            compact=compact,
+        )
+        if self.callback is not None:
+            self.callback(solution)
         if self.tol is not None:
             _warn_unless_converged("backward", solution, "the gradient is only approximate")
         v: Cotangent = answer(solution)
+        if self.warm_start:
+            self._last["v"] = v
         return v
+
+    def _start(self, u: Cotangent) -> Cotangent:
+        last = self._last.get("v", ())
+        same = len(last) == len(u) and all(
+            (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+            for a, b in zip(last, u, strict=True)
+        )
+        return last if same else u
+
+
+class _Affine:
+    """v -> u + J^T v on the samples ``rows`` (R,) that the solve still holds.
+
+    The graph at hand is that of the whole batch, so f is evaluated anew when samples have left.
+    """
+
+    def __init__(self, product: Product) -> None:
+        self.whole = self.product = product
+        self.rows: Tensor | None = None
+
+    def __call__(self, v: Cotangent, rows: Tensor, u: Cotangent) -> Cotangent:
+        if self.rows is not None and len(rows) != len(self.rows):
+            self.product = self.whole.take(rows)
+        self.rows = rows
+        return tuple(a + b for a, b in zip(u, self.product(v), strict=True))
 
 
 def _warn_unless_converged(which: str, solution: Solution[Any], effect: str) -> None:

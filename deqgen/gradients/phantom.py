@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deqgen.gradients.adjoint import Cotangent, attach, forget_casts
+from deqgen.gradients.adjoint import attach, forget_casts
+from deqgen.gradients.product import Cotangent, Product
 from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
 from deqgen.gradients.registry import register_gradient
-from deqgen.gradients.states import answer, map_leaves
+from deqgen.gradients.states import answer, detach, map_leaves
 from deqgen_solvers.errors import nearest
 
 _MODES = ("unroll", "neumann")
@@ -39,6 +39,8 @@ class Phantom:
         steps: k, at least 1.
         damping: t, in (0, 1].
         mode: ``"unroll"`` or ``"neumann"``.
+        every: with ``"unroll"``, supervise each ``every``-th recorded step, the last one among
+            them; None: the last alone.
 
     Raises:
         ValueError: if an option is out of its range.
@@ -47,6 +49,7 @@ class Phantom:
     steps: int = 5
     damping: float = 0.5
     mode: str = "unroll"
+    every: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -56,6 +59,14 @@ class Phantom:
         if self.mode not in _MODES:
             hint = nearest(str(self.mode), _MODES)
             raise ValueError(f"Phantom: unknown mode {self.mode!r}.{hint} Allowed: {_MODES}.")
+        if self.every is None:
+            return
+        if self.mode == "neumann":
+            raise ValueError("Phantom: mode='neumann' has one state; every belongs to 'unroll'.")
+        if self.every < 1 or self.steps % self.every:
+            raise ValueError(
+                f"Phantom: every={self.every} must be at least 1 and divide steps={self.steps}."
+            )
 
     @property
     def keeps_answer(self) -> bool:
@@ -67,29 +78,32 @@ class Phantom:
     ) -> Equilibrium:
         """See :meth:`GradientEstimator.differentiate`."""
         solution = forward(f, z0, args)
-        if self.mode == "neumann":
-            tracked = torch.is_grad_enabled()
-            z = attach(f, solution.z, args, self._neumann) if tracked else answer(solution)
+        if self.mode == "unroll":
+            states = self._unroll(f, solution.z, args)
+        elif torch.is_grad_enabled():
+            states = [attach(f, solution.z, args, self._neumann, forward_mode=True)]
         else:
-            z = self._unroll(f, solution.z, args)
-        return Equilibrium(z, (z,), solution)
+            states = [answer(solution)]
+        return Equilibrium(states[-1], tuple(states), solution)
 
-    def _unroll(self, f: Cell, z: State, args: tuple[Any, ...]) -> State:
+    def _unroll(self, f: Cell, z: State, args: tuple[Any, ...]) -> list[State]:
         forget_casts()
-        z = map_leaves(Tensor.detach, z)
-        for _ in range(self.steps):
+        z, states = detach(z), []
+        for step in range(1, self.steps + 1):
             image = f(z, *args)
             z = image if self.damping == 1 else map_leaves(self._damp, image, like=z)
-        return z
+            if step % (self.every or self.steps) == 0:
+                states.append(z)
+        return states
 
     def _damp(self, image: Tensor, z: Tensor) -> Tensor:
         return z + self.damping * (image - z)
 
-    def _neumann(self, vjp: Callable[[Cotangent], Cotangent], u: Cotangent) -> Cotangent:
+    def _neumann(self, product: Product, u: Cotangent) -> Cotangent:
         t = self.damping
         v = tuple(t * part for part in u)
         for _ in range(self.steps - 1):  # v <- (1 - t) v + t (u + J^T v)
-            v = tuple(a + t * (b + c - a) for a, b, c in zip(v, u, vjp(v), strict=True))
+            v = tuple(a + t * (b + c - a) for a, b, c in zip(v, u, product(v), strict=True))
         return v
 
 
@@ -105,3 +119,4 @@ class JFB(Phantom):
     steps: int = field(default=1, init=False)
     damping: float = field(default=1.0, init=False)
     mode: str = field(default="unroll", init=False)
+    every: int | None = field(default=None, init=False)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deqgen.gradients.protocol import State
+from deqgen_solvers import Solution, Status
 from deqgen_solvers.errors import StateError
 
 # A tuple of types, not a union: torch.compile traces through these checks.
@@ -45,6 +47,20 @@ def detach(tree: State) -> State:
 def answer(solution: Any) -> State:
     """f(z) of the selected iterate; with a bare budget (``tol=None``) the last image itself."""
     return solution.z if solution.fz is None else solution.fz
+
+
+def budget_report(z: State, steps: int, nfe: int) -> Solution[Any]:
+    """What a solve with a bare budget reports, for an estimator that iterates by itself."""
+    first = leaves(z)[0]
+    whole = torch.ones(first.shape[0], dtype=torch.int64, device=first.device)
+    return Solution(
+        z=detach(z),
+        fz=None,
+        residual=None,
+        status=whole * int(Status.BUDGET),
+        steps=whole * steps,
+        nfe=nfe,
+    )
 
 
 def _walk(tree: State, like: State) -> Iterator[Tensor]:
