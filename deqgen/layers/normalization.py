@@ -11,8 +11,8 @@ each access takes a step of power iteration, so the cell changes while its fixed
         loss.backward()
 
 Normalise after the weights are initialised, since what writes to ``part.weight`` later writes to
-the value of a function, and before an optimizer is built, since the parameters are new.
-Deep copies, ``state_dict`` and pickle work; ``state_dict`` has the tensors behind a weight
+the value of a function, and before an optimizer is built, since the parameters are new. Deep
+copies, ``state_dict`` and pickle work; ``state_dict`` has the tensors behind a weight
 (``parametrizations.weight.original0``, ...) in its place.
 """
 
@@ -124,8 +124,9 @@ def fixed_weights(module: nn.Module) -> Iterator[None]:
     are evaluated with gradients on, in their own precision, and only then cached.
 
     Leave it before the optimizer's step, else old weights are used. Run the backward pass inside if
-    the cell recomputes (``torch.utils.checkpoint``); else it may come after. Several losses share
-    the evaluation, so add them up before ``backward``, or retain the graph.
+    the cell is evaluated again there, by ``torch.utils.checkpoint`` or by an estimator that
+    recomputes; else it may come after. Several losses share the evaluation, so add them up before
+    ``backward``, or retain the graph.
 
     As ``cached()`` does, it acts on the whole process: other modules inside cache at first access.
 

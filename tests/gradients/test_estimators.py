@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from deqgen.gradients import (
     JFB,
@@ -265,15 +266,36 @@ def test_in_place_changes_of_the_answer_are_allowed() -> None:
     torch.testing.assert_close(gradients(z.sum(), x)[0], expected)
 
 
-def test_checkpointing_outside() -> None:
-    from torch.utils.checkpoint import checkpoint
-
+@everyone
+def test_checkpointing_outside(estimator: GradientEstimator) -> None:
     cell, (z0, x) = Tanh(), inputs()
-    run = lambda x: solved(Implicit(tol=TIGHT), cell, z0, x)  # noqa: E731
+    run = lambda x: solved(estimator, cell, z0, x)  # noqa: E731
     plain = gradients(loss(run(x)), x, cell.weight)
     saved = gradients(loss(checkpoint(run, x, use_reentrant=False)), x, cell.weight)
     for a, b in zip(plain, saved, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@everyone
+def test_a_compiled_cell(estimator: GradientEstimator) -> None:
+    cell, (z0, x) = Tanh(), inputs()
+    compiled = torch.compile(cell, backend="eager")
+    plain = gradients(loss(solved(estimator, cell, z0, x)), x, cell.weight)
+    found = gradients(loss(solved(estimator, compiled, z0, x)), x, cell.weight)
+    for a, b in zip(plain, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@everyone
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(estimator: GradientEstimator, mode: Any) -> None:
+    """In training mode too: the same answer, of which nothing is recorded."""
+    cell, (z0, x) = Tanh(), inputs()
+    recorded = solved(estimator, cell, z0, x)
+    with mode():
+        plain = solved(estimator, cell, z0, x)
+    assert not plain.requires_grad
+    torch.testing.assert_close(plain, recorded.detach(), rtol=1e-12, atol=1e-13)
 
 
 @everyone

@@ -241,3 +241,27 @@ def test_normal_start_draws_one_generator_a_sample() -> None:
         normal_start(3, (2,), [torch.Generator(), torch.Generator()])
     with pytest.raises(TypeError, match=r"torch\.Generator"):
         normal_start(2, (2,), [1, 2])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compact_changes_the_cost_alone(training: bool, x: Tensor) -> None:
+    rows = 0
+
+    class Counting(Cell):
+        def forward(self, z: Tensor, x: Tensor, gain: Tensor) -> Tensor:
+            nonlocal rows
+            rows += z.shape[0]
+            return torch.tanh(gain * self.linear(z)) + x
+
+    torch.manual_seed(0)
+    layer = DEQ(Counting(), tol=TIGHT, max_steps=100).train(training)
+    gain = torch.tensor([[0.01], [0.02], [1.5]], dtype=torch.float64)
+    found = []
+    for layer.compact in (False, True):
+        rows = 0
+        found.append((layer(x, gain).z, rows))
+    (whole, all_rows), (parted, fewer) = found
+    assert fewer < 0.8 * all_rows
+    torch.testing.assert_close(parted, whole, rtol=1e-9, atol=1e-11)
+    with pytest.raises(ValueError, match="one row a sample"):
+        layer(x, gain[:2])
