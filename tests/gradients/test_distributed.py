@@ -61,7 +61,8 @@ def make_batch() -> torch.Tensor:
 
 
 def test_gradients_are_those_of_one_process(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    # By the loopback, since a machine's own name need not resolve.
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
     children = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", PROGRAM, str(rank), str(tmp_path)],
