@@ -124,9 +124,9 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if isinstance(tree, _CONTAINERS):
         return _like(tree, [map_tensors(function, child) for _, child in _entries(tree)])
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        values = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+        names = [field.name for field in dataclasses.fields(tree)]
         return dataclasses.replace(
-            tree, **{name: map_tensors(function, value) for name, value in values.items()}
+            tree, **{name: map_tensors(function, getattr(tree, name)) for name in names}
         )
     return tree
 
@@ -201,7 +201,7 @@ def _matched(skeleton: Tree, tree: Tree, path: str) -> Iterator[tuple[Leaf, Any]
 
 
 def _checked(leaf: Leaf, value: Any, rows: int, name: str) -> Tensor:
-    """What belongs in ``leaf``, as (rows, columns) of a dtype of its own; StateError if amiss."""
+    """What belongs in ``leaf``, as (rows, columns) in its own dtype; StateError if amiss."""
     where = f"{name}{leaf.path}"
     if not isinstance(value, Tensor):
         raise StateError(f"{where}: expected a tensor, as in z0, got {type(value).__name__}.")

@@ -5,8 +5,8 @@ dL/dtheta = v^T df/dtheta, where v solves v = u + J^T v (Bai et al. 2019, arXiv 
 theorem 1). So it is enough to evaluate f once at z*, to put a function behind it that turns u
 into v on the way back, and to let autograd do the rest: everything that f depends on, by argument
 or by closure, then receives its gradient. J^T v comes from the same graph, so nothing is
-recomputed in the backward pass and the autocast settings of the forward evaluation hold
-throughout.
+recomputed in the backward pass, unless an estimator asks for a part of the samples, and the
+autocast settings of the forward evaluation hold throughout.
 """
 
 from __future__ import annotations

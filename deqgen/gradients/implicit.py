@@ -32,8 +32,9 @@ class Implicit:
     tolerances. Where the forward solve is compact the adjoint solve is too: samples that are done
     leave it, and f is evaluated once more on those that stay.
 
-    Forward mode solves the system of J in place of J^T. A derivative of a derivative needs
-    ``order=2`` and reverse mode twice; beyond its order it raises :class:`GradientError`.
+    Forward mode solves the system of J in place of J^T; it needs a forward solve to a tolerance. A
+    derivative of a derivative needs ``order=2`` and reverse mode twice; beyond its order it raises
+    :class:`GradientError`.
 
     Args:
         solver: name or object of the solver of the adjoint system. It is affine, which is what
@@ -45,8 +46,9 @@ class Implicit:
         order: derivatives that can be taken. Each beyond the first records one more evaluation of f
             and solves one more system in a backward pass.
         warm_start: begin the adjoint solve at the last one's answer if its shapes are the same, for
-            training on the same samples again. To a tolerance it changes the number of steps, not
-            the gradient. The estimator then holds one cotangent; use one estimator a layer.
+            training on the same samples again. While losses are finite and ``tol`` is met it
+            changes the number of steps, not the gradient. A cotangent with a NaN stays: build a new
+            estimator then. It holds one cotangent; use one estimator a layer.
         callback: called with the :class:`~deqgen_solvers.Solution` of every adjoint solve.
 
     Raises:

@@ -38,7 +38,9 @@ class Reversible:
 
     Taking a step back divides by 1 - beta, which magnifies rounding errors as often. The sequences
     are therefore kept in float64 (float32 where a device has no double), while f sees the state's
-    own dtype. That is spent when ``steps * log10(1 / (1 - beta))`` exceeds about 10.
+    own dtype, and a backward pass whose way back misses z0 warns.
+
+    Random numbers that f draws are restored on the CPU; on other devices f must draw none.
 
     Args:
         steps: steps n, two evaluations each; None takes half the layer's ``max_steps``.
@@ -127,7 +129,7 @@ class _Scheme:
 
     def _input(self, k: int) -> Leaves:
         """What f was evaluated at, the evaluations after it taken back."""
-        if not k < self.done:  # a backward pass begins
+        if k >= self.done:  # a backward pass begins
             self.pair, self.done = list(self.end), self.evaluations
         while self.done > k + 1:  # f was evaluated, but nothing of it was asked for
             last = self.done - 1

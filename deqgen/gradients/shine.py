@@ -70,18 +70,18 @@ class SHINE:
         if solution.fz is not None:
             watched.look(layout.flatten(solution.z), layout.flatten(solution.fz))
 
-        def respond(product: Product, u: Cotangent) -> Cotangent:
-            def flat(cotangent: Cotangent) -> Tensor:
-                return layout.flatten(rebuild(solution.z, list(cotangent)), "the cotangent")
+        def flat(cotangent: Cotangent) -> Tensor:
+            return layout.flatten(rebuild(solution.z, list(cotangent)), "the cotangent")
 
-            def estimate(right: Tensor) -> Tensor:
-                return _inverse(watched.pairs, right)
-
-            v = estimate(flat(u))  # (B, N)
-            for _ in range(self.refine):
-                at = tuple(leaves(layout.unflatten(v), like=solution.z))
-                v = v + estimate(flat(u) + flat(product(at)) - v)
+        def split(v: Tensor) -> Cotangent:
             return tuple(leaves(layout.unflatten(v), like=solution.z))
+
+        def respond(product: Product, u: Cotangent) -> Cotangent:
+            right = flat(u)  # (B, N)
+            v = _inverse(watched.pairs, right)  # (B, N)
+            for _ in range(self.refine):
+                v = v + _inverse(watched.pairs, right + flat(product(split(v))) - v)
+            return split(v)
 
         z = attach(f, solution.z, args, respond)
         return Equilibrium(z, (z,), solution)

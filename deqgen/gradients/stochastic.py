@@ -23,7 +23,7 @@ class StochasticJFB:
     """Iterate a random number of times without gradients, then a random number with them.
 
     The training of fixed-point diffusion models (X. Bai and L. Melas-Kyriazi 2024, arXiv
-    2401.08741, section 3.3). The model learns to do well after any of these numbers of iterations,
+    2401.08741). The model learns to do well after any of these numbers of iterations,
     so that they can be chosen at test time; the gradient is that of the recorded ones alone.
 
     The iterations are plain ones whatever the layer's solver, which serves in evaluation only.
@@ -33,8 +33,8 @@ class StochasticJFB:
         grad: least and most recorded ones, at least 1; memory grows with them.
         generator: where the numbers are drawn from, on the CPU; default: a generator of seed 0 of
             this estimator's own. So processes of one run draw the same numbers, as long as they
-            call it equally often. To resume a run exactly, save its state with the run's. An outer
-            ``torch.utils.checkpoint`` would draw anew in its recomputation and then refuse.
+            call it equally often. To resume a run exactly, save its state with the run's. Not for
+            use inside ``torch.utils.checkpoint``, whose recomputation would draw anew.
 
     Raises:
         ValueError: if a range is empty or begins below its least value.

@@ -227,9 +227,8 @@ def _reduce(part: nn.Module) -> tuple[Callable[..., nn.Module], tuple[Any, ...]]
 def _restore(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
     part = kind.__new__(kind)
     part.__dict__.update(state)
-    inject: Any = (
-        parametrize  # the two steps of register_parametrization that a state does not hold
-    )
+    # The two steps of register_parametrization that a state does not hold; they are private.
+    inject: Any = parametrize
     inject._inject_new_class(part)
     for name in state["_modules"]["parametrizations"]:
         inject._inject_property(part, name)

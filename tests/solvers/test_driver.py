@@ -1,17 +1,9 @@
-"""The driver alone, with a stub in place of a method.
-
-f maps everything to 0, so the residual of a point is its own norm and a script of proposals is a
-script of residuals.
-"""
+"""The driver alone, with a stub in place of a method (see scripted.py)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from deqgen_solvers import (
@@ -19,46 +11,11 @@ from deqgen_solvers import (
     OptionError,
     OptionTypeError,
     Progress,
-    Solution,
     Status,
     Tolerance,
     solve,
 )
-
-NAN, INF = float("nan"), float("inf")
-TOL = Tolerance(atol=0.1, rtol=0.0)
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """Proposes the rows of a script, one a step; remembers what it was given."""
-
-    script: list[list[float]]
-    given: list[Tensor]
-
-    def init(self, z0: Tensor) -> tuple[int, Tensor]:
-        return 0, torch.arange(len(z0))
-
-    def step(
-        self, f: object, z: Tensor, fz: Tensor, state: tuple[int, Tensor]
-    ) -> tuple[Tensor, tuple[int, Tensor]]:
-        at, rows = state
-        assert len(rows) == len(z) == len(fz)  # the state is gathered with the iterates
-        self.given.append(z)
-        column = torch.tensor(self.script[at], dtype=z.dtype)[rows].unsqueeze(1)
-        return column, (at + 1, rows)
-
-
-def zero(z: Tensor) -> Tensor:
-    return torch.where(z.isfinite(), 0.0, z)
-
-
-def follow(*script: list[float], **settings: object) -> Solution[Tensor]:
-    """Start at the first row of the script and follow the others, one column a sample."""
-    z0 = torch.tensor(script[0], dtype=torch.float64).unsqueeze(1)
-    stub = Scripted([list(row) for row in script[1:]], [])
-    settings = {"tol": TOL, "max_steps": len(script) - 1, **settings}
-    return solve(zero, z0, solver=stub, **settings)
+from tests.solvers.scripted import INF, NAN, TOL, Scripted, follow, zero
 
 
 @pytest.mark.parametrize("compact", [False, True])
@@ -82,72 +39,6 @@ def test_each_sample_stops_for_its_own_reason(compact: bool) -> None:
     assert solution.steps.tolist() == [2, 2, 3, 0]
     assert solution.converged.tolist() == [True, False, False, True]
     assert solution.nfe == 4
-
-
-@pytest.mark.parametrize("compact", [False, True])
-def test_last_instead_of_best(compact: bool) -> None:
-    script = [4.0, 4.0, 1.0], [2.0, 3.0, 2.0], [5.0, 6.0, 0.01], [6.0, INF, 9.0]
-    best = follow(*script, compact=compact)
-    last = follow(*script, compact=compact, select="last")
-    assert best.residual.tolist() == [2.0, 3.0, 0.01]
-    assert last.residual.tolist() == last.z.flatten().tolist() == [6.0, 6.0, 0.01]
-
-
-@pytest.mark.parametrize("compact", [False, True])
-@given(data=st.data(), batch=st.integers(1, 4), steps=st.integers(1, 8))
-def test_best_is_the_least_and_what_others_hold_stays(
-    compact: bool, data: st.DataObject, batch: int, steps: int
-) -> None:
-    """Climbs and falls in any order; no tensor that f, a solver or the caller saw is written to."""
-    level = st.one_of(st.integers(1, 9).map(float), st.sampled_from([0.05, NAN, INF]))
-    rows = st.lists(level, min_size=batch, max_size=batch)
-    script = data.draw(st.lists(rows, min_size=steps, max_size=steps))
-    z0 = torch.full((batch, 1), 5.0, dtype=torch.float64)
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def f(z: Tensor) -> Tensor:
-        image = zero(z)
-        seen.extend((t, t.clone()) for t in (z, image))
-        return image
-
-    solution = solve(f, z0, solver=Scripted(script, []), tol=TOL, max_steps=steps, compact=compact)
-    expected = []
-    for sample in range(batch):
-        levels = [5.0]
-        for row in script:
-            if levels[-1] == 0.05 or row[sample] in (INF,) or row[sample] != row[sample]:
-                break
-            levels.append(row[sample])
-        expected.append(min(levels))
-    assert solution.z.flatten().tolist() == solution.residual.tolist() == expected
-    assert bool((z0 == 5).all())
-    for tensor, copy in seen:
-        assert torch.equal(tensor.nan_to_num(), copy.nan_to_num())
-
-
-@pytest.mark.parametrize("select", ["best", "last"])
-@pytest.mark.parametrize("compact", [False, True])
-def test_a_converged_sample_returns_the_iterate_that_did(select: str, compact: bool) -> None:
-    """Not one of less residual: from 4, 2 is too much, and from 900, 30 is a small fraction."""
-    solution = solve(
-        lambda z: z + z.sqrt(),
-        torch.tensor([[4.0], [4.0], [4.0]], dtype=torch.float64),
-        solver=Scripted([[900.0, 16.0, 1.0], [9.0, 9.0, 9.0]], []),
-        tol=Tolerance(atol=0.0, rtol=0.1),
-        max_steps=2,
-        select=select,
-        compact=compact,
-    )
-    assert solution.converged.tolist() == [True, False, False]
-    assert solution.z[0].item() == 900.0 and solution.residual[0].item() == 30.0
-    assert solution.z[1:].flatten().tolist() == ([4.0, 1.0] if select == "best" else [9.0, 9.0])
-
-
-def test_nan_after_the_best_iterate_does_not_destroy_it() -> None:
-    solution = follow([1.0, 1.0], [0.5, 0.7], [3.0, 0.6], [NAN, 0.4], [0.3, 0.3])
-    assert solution.z.flatten().tolist() == [0.5, 0.3]
-    assert solution.status.tolist() == [Status.NONFINITE, Status.MAX_STEPS]
-    assert solution.steps.tolist() == [3, 4]
 
 
 def test_the_method_sees_frozen_rows_where_they_stopped() -> None:
