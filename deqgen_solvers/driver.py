@@ -1,13 +1,15 @@
 """The only loop: it counts, freezes, keeps the best iterate, sets the status and compacts rows.
 
 Numbers per sample (residuals, masks, status) live on the CPU, where they arrive in one transfer a
-step: the one synchronisation. Iterates stay on the device and are copied only when rows part ways.
+step: the one synchronisation (norms that underflow cost a second). Iterates stay on the device and
+are copied only when rows part ways.
 
 Letters: B samples, N unknowns of one sample, R <= B rows still held.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -126,9 +128,12 @@ def _run_budget(
 ) -> Solution[Any]:
     """Spend exactly ``max_steps`` evaluations; no value is ever looked at."""
     layout, state, status, taken = call.layout, None, Status.BUDGET, 0
+    recording = torch.is_grad_enabled()
+    z = z if recording else z.detach()
     rows = torch.arange(layout.rows) if callback is not None else None
     while taken < max_steps and status is Status.BUDGET:
-        fz = call(z)
+        # Tangents of forward mode pass through no_grad; a solver writes in place then.
+        fz = call(z) if recording else call(z).detach()
         if callback is not None and rows is not None:
             seen = Progress(taken, rows, layout.unflatten(z), layout.unflatten(fz), None, None)
             status = Status.STOPPED if callback(seen) is True else status
@@ -226,23 +231,33 @@ class _Search:
 
     def _judge(self, z: Tensor, fz: Tensor) -> None:
         """Take over a new iterate (R, N) row by row and see what each row has come to."""
-        norms = torch.stack((_norm(fz - z), _norm(fz))).cpu()  # the synchronisation of this step
-        residual, size = norms.double().unbind(0)
-        if self.history is not None:
-            self.history.append(self._spread(torch.where(self.running, residual, torch.nan)))
+        residual, size = _measure(_norm, z, fz)  # the synchronisation of this step
         threshold = self.tol.threshold(size, self.layout.unknowns)
         above, better = residual > threshold, residual < self.best  # NaN is neither
         if self.all_running and bool((above & better).all()):
             # Every row came closer and none is done: the usual step, worth the shortest way.
+            self._note(residual)
             self.at.move(z, fz)
             self.level, self.best, self.at_best = residual, residual, self.running
             return
         if self.all_running and bool((above & (residual < torch.inf)).all()):
             # None is done or lost, though some are further away.
+            self._note(residual)
             self.at.move(z, fz, left=self.at_best & ~better)
             self.level, self.best = residual, torch.minimum(residual, self.best)
             self.at_best = better
             return
+        self._part(z, fz, residual, size)
+
+    def _part(self, z: Tensor, fz: Tensor, residual: Tensor, size: Tensor) -> None:
+        """Take over an iterate after which some row ends, or some have ended before."""
+        threshold = self.tol.threshold(size, self.layout.unknowns)
+        met = self.running & (residual <= threshold)
+        if bool((met & _underflows(threshold, z.dtype)).any()):  # rare: synchronises once more
+            residual, size = _measure(_scaled_norm, z, fz)
+            threshold = self.tol.threshold(size, self.layout.unknowns)
+        self._note(residual)
+        above, better = residual > threshold, residual < self.best
         # An infinite size would make the threshold infinite, and a diverging row converged.
         kept = self.running & residual.isfinite() & size.isfinite()
         met = kept & ~above
@@ -253,6 +268,10 @@ class _Search:
         self.at_best = torch.where(kept, better, self.at_best)
         self._finish(self.running & ~kept, Status.NONFINITE)
         self._finish(met, Status.CONVERGED)
+
+    def _note(self, residual: Tensor) -> None:
+        if self.history is not None:
+            self.history.append(self._spread(torch.where(self.running, residual, torch.nan)))
 
     def _finish(self, mask: Tensor, status: Status) -> None:
         if mask.any():
@@ -322,9 +341,34 @@ class _Search:
         )
 
 
+def _measure(norm: Callable[[Tensor], Tensor], z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:
+    """||f(z) - z|| and ||f(z)|| of each row, (R,) each, on the host."""
+    residual, size = torch.stack((norm(fz - z), norm(fz))).cpu().double().unbind(0)
+    return residual, size
+
+
 def _norm(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm
+
+
+def _scaled_norm(x: Tensor) -> Tensor:
+    """The same where squares would leave the range of the dtype."""
+    if x.shape[1] == 0:
+        return _norm(x)
+    largest = x.abs().amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1)
+    norm: Tensor = largest.squeeze(1) * _norm(x / unit)
+    return norm
+
+
+def _underflows(threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows that a residual may meet only because its squares underflowed.
+
+    A square below the least normal number has lost digits. A residual made of such squares is at
+    most sqrt(N * least), so with N up to 1e8 a threshold of 1e4 * sqrt(least) is safe from them.
+    """
+    return threshold < 1e4 * math.sqrt(torch.finfo(dtype).tiny)
 
 
 def _check_options(

@@ -13,6 +13,7 @@ Letters: B samples, N unknowns of one sample.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -123,11 +124,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
         return function(tree)
     if isinstance(tree, _CONTAINERS):
         return _like(tree, [map_tensors(function, child) for _, child in _entries(tree)])
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        names = [field.name for field in dataclasses.fields(tree)]
-        return dataclasses.replace(
-            tree, **{name: map_tensors(function, getattr(tree, name)) for name in names}
-        )
+    if _is_record(tree):
+        mapped = copy.copy(tree)
+        for field in dataclasses.fields(tree):
+            # Not replace(), which refuses fields that the constructor does not take.
+            value = map_tensors(function, getattr(tree, field.name))
+            object.__setattr__(mapped, field.name, value)
+        return mapped
     return tree
 
 
@@ -143,6 +146,13 @@ def check_rows(tree: Tree, rows: int, name: str = "args") -> None:
     elif isinstance(tree, _CONTAINERS):
         for key, child in _entries(tree):
             check_rows(child, rows, f"{name}[{key!r}]")
+    elif _is_record(tree):
+        for field in dataclasses.fields(tree):
+            check_rows(getattr(tree, field.name), rows, f"{name}.{field.name}")
+
+
+def _is_record(tree: Tree) -> bool:
+    return dataclasses.is_dataclass(tree) and not isinstance(tree, type)
 
 
 def _entries(tree: Tree) -> list[tuple[Any, Tree]]:

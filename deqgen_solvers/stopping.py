@@ -17,8 +17,7 @@ class Tolerance:
     The norms are Euclidean over the N unknowns of the sample, so ``atol`` is a root mean square in
     the units of z and ``rtol`` a fraction. The default suits float32; ``Tolerance(atol=0.0,
     rtol=1e-10)`` suits float64. A bfloat16 state rarely does better than ``rtol=1e-2``, a float16
-    state than ``rtol=1e-3``. Norms are taken in the precision of the state: below about 1e-18 those
-    of float32 begin to underflow, and with ``atol=0`` such a sample may count as converged early.
+    state than ``rtol=1e-3``.
 
     Args:
         atol: absolute part, in the units of z, >= 0.

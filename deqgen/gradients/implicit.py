@@ -32,9 +32,8 @@ class Implicit:
     tolerances. Where the forward solve is compact the adjoint solve is too: samples that are done
     leave it, and f is evaluated once more on those that stay.
 
-    Forward mode solves the system of J in place of J^T; it needs a forward solve to a tolerance. A
-    derivative of a derivative needs ``order=2`` and reverse mode twice; beyond its order it raises
-    :class:`GradientError`.
+    Forward mode solves the system of J in place of J^T. A derivative of a derivative needs
+    ``order=2`` and reverse mode twice; beyond its order it raises :class:`GradientError`.
 
     Args:
         solver: name or object of the solver of the adjoint system. It is affine, which is what
@@ -46,9 +45,8 @@ class Implicit:
         order: derivatives that can be taken. Each beyond the first records one more evaluation of f
             and solves one more system in a backward pass.
         warm_start: begin the adjoint solve at the last one's answer if its shapes are the same, for
-            training on the same samples again. While losses are finite and ``tol`` is met it
-            changes the number of steps, not the gradient. A cotangent with a NaN stays: build a new
-            estimator then. It holds one cotangent; use one estimator a layer.
+            training on the same samples again. While ``tol`` is met it changes the number of steps,
+            not the gradient. It holds one cotangent; use one estimator a layer.
         callback: called with the :class:`~deqgen_solvers.Solution` of every adjoint solve.
 
     Raises:
@@ -119,7 +117,7 @@ class Implicit:
             (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
             for a, b in zip(last, u, strict=True)
         )
-        return last if same else u
+        return tuple(map(_where_finite, last, u)) if same else u
 
 
 class _Affine:
@@ -137,6 +135,12 @@ class _Affine:
             self.product = self.whole.take(rows)
         self.rows = rows
         return tuple(a + b for a, b in zip(u, self.product(v), strict=True))
+
+
+def _where_finite(last: Tensor, u: Tensor) -> Tensor:
+    """Rows of ``last`` (B, ...), those of ``u`` where a loss was not finite the last time."""
+    finite = last.flatten(1).isfinite().all(1) if last.ndim > 1 else last.isfinite()
+    return torch.where(finite.view(-1, *[1] * (last.ndim - 1)), last, u)
 
 
 def _warn_unless_converged(which: str, solution: Solution[Any], effect: str) -> None:

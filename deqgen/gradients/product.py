@@ -46,6 +46,8 @@ class Evaluation:
     def vjp(self, v: Cotangent) -> Cotangent:
         """J^T v, at the cost of one backward pass through f."""
         pairs = [(leaf, g) for leaf, g in zip(self.image, v, strict=True) if leaf.requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(point) for point in self.points)
         outputs, grads = zip(*pairs, strict=True)
         pulled = torch.autograd.grad(
             outputs, self.points, grads, retain_graph=True, allow_unused=True

@@ -40,7 +40,7 @@ class Reversible:
     are therefore kept in float64 (float32 where a device has no double), while f sees the state's
     own dtype, and a backward pass whose way back misses z0 warns.
 
-    Random numbers that f draws are restored on the CPU; on other devices f must draw none.
+    Random numbers that f draws are restored.
 
     Args:
         steps: steps n, two evaluations each; None takes half the layer's ``max_steps``.
@@ -112,7 +112,7 @@ class _Scheme:
         first = [point]
         tracked = [leaf.requires_grad for leaf in point]
 
-        def evaluate() -> Leaves:
+        def evaluate(_: Tensor) -> Leaves:
             if first:
                 return leaves(self.f(self._state(first[0])), like=self.z0)
             again = [
@@ -123,7 +123,8 @@ class _Scheme:
             self._take_back(k, image)
             return image
 
-        image: Leaves = checkpoint(evaluate, use_reentrant=False)
+        # The empty tensor tells checkpoint on which device to restore random numbers and autocast.
+        image: Leaves = checkpoint(evaluate, point[0].new_empty(0), use_reentrant=False)
         first.clear()
         return image
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqgen.gradients import EquilibriumWarning, Forward, Implicit
+from deqgen.gradients.product import Evaluation, Product
 from deqgen_solvers import Broyden, Solution, Tolerance
 from tests.gradients.cells import TIGHT, gradients, loss, matrix
 
@@ -94,6 +95,29 @@ def test_the_callback_sees_the_adjoint_solve_and_a_warm_start_shortens_it() -> N
     torch.testing.assert_close(slope(Implicit(tol=tol)), first, rtol=1e-8, atol=1e-10)
     z = warm.differentiate(cell, z0[:3], (gain[:3], x[:3]), forward).z  # another shape: anew
     assert gradients(loss(z), x)[0][:3].isfinite().all()
+
+
+def test_a_warm_start_forgets_a_loss_that_was_not_finite() -> None:
+    cell, (z0, gain, x) = Graded(), batch()
+    forward = Forward(Broyden(memory=50), TIGHT, 200)
+    warm = Implicit(tol=Tolerance(atol=0.0, rtol=1e-10), warm_start=True)
+
+    def slope(estimator: Implicit, broken: float = 1.0) -> Tensor:
+        z = estimator.differentiate(cell, z0, (gain, x), forward).z
+        scale = torch.ones(16, 1).index_fill(0, torch.tensor(3), broken)
+        return gradients(loss(z * scale), x)[0]
+
+    with pytest.warns(EquilibriumWarning, match="backward"):
+        assert not slope(warm, torch.nan)[3].isfinite().any()
+    exact = slope(Implicit(tol=Tolerance(atol=0.0, rtol=1e-10)))
+    torch.testing.assert_close(slope(warm), exact, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("straight", [False, True])
+def test_a_product_where_nothing_depends_on_the_state(straight: bool) -> None:
+    points = [torch.ones(4, 2, requires_grad=True)]
+    product = Product(Evaluation(lambda z: torch.ones_like(z), points[0], points, ()), straight)
+    assert torch.equal(product((torch.ones(4, 2),))[0], torch.zeros(4, 2))
 
 
 def test_gmres_needs_no_contraction() -> None:

@@ -112,6 +112,15 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(
     torch.testing.assert_close((pushed * u).sum(), (pulled * t).sum(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
+def test_forward_mode_with_a_bare_budget(solver: str) -> None:
+    x, w = problem()
+    t = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
+    bare = fixed_point(Implicit(tol=TIGHT), Forward(solver=solver, tol=None, max_steps=200))
+    tight = fixed_point(Implicit(tol=TIGHT), Forward(solver=solver, tol=TIGHT, max_steps=200))
+    torch.testing.assert_close(tangent(bare, x, w, t), tangent(tight, x, w, t))
+
+
 def test_forward_mode_without_a_graph() -> None:
     """Nothing requires a gradient; the tangent alone asks for a derivative."""
     x, w = problem()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -116,3 +117,18 @@ def test_half_the_budget_of_the_call() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Reversible(**options)
+
+
+def test_checkpoint_is_told_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a tensor it would restore the random numbers of the CPU alone."""
+    module: Any = importlib.import_module("deqgen.gradients.reversible")
+    told: list[Any] = []
+
+    def watched(function: Any, *args: Any, **options: Any) -> Any:
+        told.extend(args)
+        return torch.utils.checkpoint.checkpoint(function, *args, **options)
+
+    monkeypatch.setattr(module, "checkpoint", watched)
+    z0, x = inputs()
+    Reversible(steps=2).differentiate(Tanh(), z0, (x,), EXACT)
+    assert [(t.device, t.numel()) for t in told] == [(z0.device, 0)] * 4

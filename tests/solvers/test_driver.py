@@ -297,3 +297,22 @@ def test_a_residual_beyond_the_largest_number_is_not_finite() -> None:
     solution = solve(f, torch.zeros(2, 2), solver="picard", max_steps=5)
     assert solution.status.tolist() == [Status.NONFINITE] * 2 and solution.nfe == 2
     assert not solution.z.any() and torch.allclose(solution.residual, torch.tensor(far * 2**0.5))
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-25, 1e-30])
+def test_norms_that_underflow_do_not_count_as_converged(scale: float) -> None:
+    """Squares of float32 numbers below 1e-19 underflow, so a plain norm of them is 0 or wrong."""
+    seen: list[float] = []
+    b = torch.full((2, 3), scale)
+
+    def f(z: Tensor) -> Tensor:
+        seen.append(float((z.double() - 2 * b.double()).norm() / (2 * b.double()).norm()))
+        return 0.5 * z + b
+
+    tol = Tolerance(atol=0.0, rtol=1e-4)
+    solution = solve(f, torch.zeros_like(b), solver="picard", tol=tol, trace=True)
+    assert solution.converged.all() and seen[-1] < 2e-4
+    assert solution.steps.tolist() == [13, 13]  # the first n with b 2^-n <= rtol 2b
+    true = (f(solution.z).double() - solution.z.double()).norm(dim=1)
+    torch.testing.assert_close(solution.residual.double(), true, rtol=1e-5, atol=0)
+    assert solution.trace is not None and solution.trace.residual.isfinite().all()

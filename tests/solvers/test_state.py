@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pytest
@@ -139,3 +140,26 @@ def test_take_rows() -> None:
     assert taken["b"] == (4, None, "c")
     scalar = torch.tensor(5.0)
     assert take_rows([scalar], rows)[0] is scalar
+
+
+@dataclass(frozen=True)
+class Context:
+    x: Tensor
+    shared: Tensor | None = None
+    rows: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", self.x.shape[0])
+
+
+def test_dataclasses_among_the_args_are_gathered() -> None:
+    context = Context(torch.arange(3.0))
+    taken = take_rows(context, torch.tensor([2, 0]))
+    assert taken.x.tolist() == [2.0, 0.0] and taken.rows == 3
+    assert context.x.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_shared_tensor_in_a_dataclass_is_refused() -> None:
+    context = Context(torch.ones(3, 1), shared=torch.ones(5))
+    with pytest.raises(StateError, match=r"args\[0\]\.shared: with compact=True"):
+        solve(lambda z, c: 0.1 * z + c.x, torch.zeros(3, 1), (context,), compact=True)
