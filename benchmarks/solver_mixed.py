@@ -8,7 +8,6 @@ Letters: B samples, L tokens, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,17 +29,17 @@ BATCHES = {"easy": 0, "mixed": BATCH // 10, "hard": BATCH}
 """How many of the samples are hard."""
 
 
-def transformer_block() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A pre-norm block with fixed random weights: z, gain and input to gain * block(z) + input."""
-    generator = torch.Generator().manual_seed(0)
+class TransformerBlock:
+    """A pre-norm block with random weights: z, gain and input to gain * block(z) + input."""
 
-    def weight(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) * columns**-0.5
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)]
+        self.weights = [torch.randn(s, generator=generator) * s[1] ** -0.5 for s in shapes]
 
-    qkv, out = weight(3 * WIDTH, WIDTH), weight(WIDTH, WIDTH)
-    up, down = weight(4 * WIDTH, WIDTH), weight(WIDTH, 4 * WIDTH)
-
-    def block(z: Tensor, gain: Tensor, x: Tensor) -> Tensor:  # (B, L, W), (B, 1, 1), (B, L, W)
+    def __call__(self, z: Tensor, gain: Tensor, x: Tensor) -> Tensor:
+        """Take z and x (B, L, W) and gain (B, 1, 1) to (B, L, W)."""
+        qkv, out, up, down = self.weights
         normed = torch.nn.functional.layer_norm(z, (WIDTH,))  # (B, L, W)
         heads = (normed @ qkv.T).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         mixed = torch.nn.functional.scaled_dot_product_attention(*heads.unbind(0))
@@ -48,8 +47,6 @@ def transformer_block() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         normed = torch.nn.functional.layer_norm(z, (WIDTH,))  # (B, L, W)
         z = z + torch.nn.functional.gelu(normed @ up.T) @ down.T  # (B, L, W)
         return gain * z + x
-
-    return block
 
 
 def problem(hard: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +59,7 @@ def problem(hard: int) -> tuple[Tensor, Tensor]:
 
 def mixed_batches(rounds: int) -> list[dict[str, Any]]:
     """Measure both methods on the three batches."""
-    block, rows = transformer_block(), []
+    block, rows = TransformerBlock(), []
     tol = Tolerance(atol=0.0, rtol=RTOL)
     for batch, hard in BATCHES.items():
         gain, x = problem(hard)
