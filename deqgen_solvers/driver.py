@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from deqgen_solvers.autocast import Autocast
-from deqgen_solvers.errors import ConvergenceError, OptionError, OptionTypeError, nearest
+from deqgen_solvers.errors import (
+    ConvergenceError,
+    OptionError,
+    OptionTypeError,
+    StateError,
+    nearest,
+)
 from deqgen_solvers.iterates import Iterates, choose
 from deqgen_solvers.protocol import Solver
 from deqgen_solvers.registry import make_solver
@@ -209,7 +215,7 @@ class _Search:
         """Search from z (B, N)."""
         fz = self._evaluate(z)
         self.at = Iterates(z, fz, self.keep_best)
-        self._judge(z, fz)
+        _without_vmap(self._judge, z, fz)
         state = None
         while self._continues(max_steps, callback):
             if self.compact and self.running.sum() <= _GATHER_AT * len(self.rows):
@@ -339,6 +345,20 @@ class _Search:
             nfe=self.call.calls,
             trace=trace,
         )
+
+
+def _without_vmap(look: Callable[[Tensor, Tensor], None], z: Tensor, fz: Tensor) -> None:
+    """Look at residuals for the first time, which vmap does not allow."""
+    try:
+        look(z, fz)
+    except RuntimeError as error:
+        if not str(error).startswith("vmap:"):
+            raise
+        raise StateError(
+            "solve: a solve to a tolerance looks at residuals, which torch.func.vmap does not "
+            "allow. The first axis of a state is the batch: call solve once on all samples. With "
+            "tol=None, a fixed budget, vmap works."
+        ) from error
 
 
 def _measure(norm: Callable[[Tensor], Tensor], z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,12 @@ NO_FUNC = (
     "torch.autograd (jacobian, hessian, forward_ad), or gradient=Unrolled(steps)."
 )
 
+NO_FUNC_AGAIN = (
+    "torch.func cannot differentiate an estimator that evaluates the cell anew in its backward "
+    "pass. Use torch.autograd (jacobian, hessian, forward_ad), or gradient=Unrolled(steps) without "
+    "checkpoint."
+)
+
 NO_MIXED = (
     "a forward-mode derivative was taken of a backward pass through an equilibrium, which was "
     "solved, not recorded, so it would be wrong. Use gradient=Implicit(order=2) and reverse mode "

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from deqgen.gradients.protocol import Cell, Equilibrium, EquilibriumWarning, Forward, State
+from deqgen.gradients.recompute import checkpointed
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import budget_report, leaves, rebuild
 from deqgen_solvers.autocast import Autocast
@@ -124,7 +125,7 @@ class _Scheme:
             return image
 
         # The empty tensor tells checkpoint on which device to restore random numbers and autocast.
-        image: Leaves = checkpoint(evaluate, point[0].new_empty(0), use_reentrant=False)
+        image: Leaves = checkpointed(evaluate, point[0].new_empty(0))
         first.clear()
         return image
 

@@ -29,7 +29,8 @@ class SHINE:
     Broyden's method learns an approximation H of (I - J)^-1 while it finds the fixed point. The
     adjoint system v = u + J^T v has the solution (I - J^T)^-1 u, so v = H^T u costs no further
     product with J. H is good along the directions that the forward solve went, which are not those
-    of u: expect a gradient better than `JFB`'s and far from exact.
+    of u: the gradient is far from exact, and on a GET block it was no better than `JFB`'s
+    (docs/how_to_choose_a_gradient.md).
 
     With ``refine=k`` it is corrected k times, v <- v + H^T (u + J^T v - v), at one vector-Jacobian
     product each: the paper's refined variant, as chord iterations.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils import checkpoint
-
 from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
+from deqgen.gradients.recompute import checkpointed
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import budget_report
 
@@ -62,7 +61,7 @@ class Unrolled:
         states = []
         for step in range(1, steps + 1):
             if self.checkpoint:
-                z = checkpoint.checkpoint(f, z, *args, use_reentrant=False)
+                z = checkpointed(f, z, *args)
             else:
                 z = f(z, *args)
             if step % self.every == 0:

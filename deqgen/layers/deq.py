@@ -15,6 +15,7 @@ from deqgen.gradients import Equilibrium, Forward, GradientEstimator, State, mak
 from deqgen.gradients.refusal import refuse
 from deqgen.gradients.states import answer, leaves, map_leaves, rebuild
 from deqgen.layers.initial import Generators, normal_start
+from deqgen.layers.normalization import settle
 from deqgen_solvers import Tolerance, make_solver
 from deqgen_solvers.errors import StateError
 from deqgen_solvers.protocol import Solver
@@ -117,7 +118,8 @@ class DEQ(nn.Module):
 
         Raises:
             StateError: (a ValueError) if the cell returns another structure or shape than it got.
-            ValueError: if no first iterate is given and none can be derived from the arguments.
+            ValueError: if no first iterate is given and none can be derived from the arguments; or,
+                in training, if a spectral norm of the cell is not held by :func:`fixed_weights`.
         """
         start = self._start(args, generator) if z0 is None else z0
         budget = self.max_steps
@@ -127,6 +129,7 @@ class DEQ(nn.Module):
         solve = Forward(self.solver, self.tol, budget, compact=self.compact)
         estimate = torch.is_grad_enabled() and self.gradient.keeps_answer
         if self.training or estimate:
+            settle(self.cell)
             return self.gradient.differentiate(self._f, start, args, solve)
         solution = solve(self._f, start, args)
         z = self._without_gradient(answer(solution), start, args)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.utils import parametrize
 
 
 def initialize_transformer(module: nn.Module, generator: Generator) -> None:
@@ -19,7 +20,16 @@ def initialize_transformer(module: nn.Module, generator: Generator) -> None:
     Args:
         module: its parameters are overwritten.
         generator: the only source of randomness.
+
+    Raises:
+        ValueError: a weight with a parametrisation, which cannot be written; nothing was changed.
     """
+    for name, part in module.named_modules():
+        if parametrize.is_parametrized(part):
+            raise ValueError(
+                f"{name!r} has a parametrised weight, such as a weight norm, which is computed and "
+                "cannot be overwritten. Initialise first, then normalise (remove_norm undoes it)."
+            )
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             rows = part.weight.flatten(1)

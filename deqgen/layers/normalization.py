@@ -26,6 +26,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from deqgen_solvers.autocast import Autocast
 from deqgen_solvers.errors import nearest
@@ -69,8 +70,8 @@ def spectral_norm(
 
     A linear map then has Lipschitz constant 1; a convolution has not, since its kernel occurs many
     times in its matrix. The singular value is tracked by power iteration: ``power_iterations`` at
-    each evaluation of the weight in training, none in evaluation. Use :func:`fixed_weights` in
-    training, always.
+    each evaluation of the weight in training, none in evaluation. In training :class:`DEQ` wants
+    :func:`fixed_weights` around it.
 
     Source: Miyato et al. 2018, arXiv 1802.05957, algorithm 1.
 
@@ -118,9 +119,9 @@ def remove_norm(module: M, names: Collection[str] | None = None) -> M:
 def fixed_weights(module: nn.Module) -> Iterator[None]:
     """Evaluate every parametrised tensor of ``module`` now, and not again until the end.
 
-    ``torch.nn.utils.parametrize.cached()`` evaluates at the first access instead, which is not
-    enough for an equilibrium: a solver runs without gradients, so the cached weight would have no
-    history, and the parameters behind it would get no gradient, without a word. Here the weights
+    ``torch.nn.utils.parametrize.cached()`` evaluates at the first access instead. Where that is a
+    solver's, which runs without gradients, the cached weight has no history, and the parameters
+    behind it get no gradient, without a word (:class:`DEQ` sees to its own cell). Here the weights
     are evaluated with gradients on, in their own precision, and only then cached.
 
     Leave it before the optimizer's step, else old weights are used. Run the backward pass inside if
@@ -139,6 +140,34 @@ def fixed_weights(module: nn.Module) -> Iterator[None]:
                 if parametrize.is_parametrized(part):
                     _evaluate(part)
         yield
+
+
+def settle(cell: Callable[..., Any]) -> None:
+    """See to it that a solve can use the parametrised weights of ``cell``.
+
+    Within a cache they are evaluated now, while gradients are recorded: the solver would fill it
+    with weights that have no history.
+
+    Args:
+        cell: a module, or a method of one; what a function reaches by closure is not seen.
+
+    Raises:
+        ValueError: a spectral norm in training, outside :func:`fixed_weights`.
+    """
+    owner = getattr(cell, "__self__", cell)
+    if not isinstance(owner, nn.Module):
+        return
+    cache: Any = parametrize
+    for name, part in owner.named_modules():
+        if cache._cache_enabled and parametrize.is_parametrized(part):
+            _evaluate(part)
+        elif not cache._cache_enabled and isinstance(part, _SpectralNorm) and part.training:
+            raise ValueError(
+                f"{name.split('.parametrizations')[0]!r} of {type(owner).__name__} has a spectral "
+                "norm, which in training takes a step of power iteration at each evaluation, so "
+                "that the cell would change while its fixed point is sought. Run the forward and "
+                "the backward pass inside `with fixed_weights(model):`."
+            )
 
 
 class _LengthAndDirection(nn.Module):

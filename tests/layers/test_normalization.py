@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from deqgen.gradients import Unrolled
+from deqgen.gradients import Reversible, Unrolled
 from deqgen.layers import (
     DEQ,
     Block,
     fixed_weights,
+    initialize_transformer,
     remove_norm,
     spectral_norm,
     weight_norm,
@@ -217,14 +218,50 @@ def test_the_gradient_reaches_what_is_behind_the_weights(norm: Norm, recompute: 
 
 def test_a_cache_filled_by_the_solver_has_no_history() -> None:
     """Why ``fixed_weights`` is more than ``cached()``: a gradient would be missing in silence."""
-    layer = DEQ(weight_norm(Cell(0.5), ["linear"]), tol=TIGHT)
-    behind = layer.cell.linear.parametrizations.weight.original1
+    cell = weight_norm(Cell(0.5), ["linear"])
+    behind = cell.linear.parametrizations.weight.original1
+    function = DEQ(lambda z, x: cell(z, x), tol=TIGHT)
     with parametrize.cached():
-        layer(inputs()).z.sum().backward()
+        function(inputs()).z.sum().backward()
     assert behind.grad is None
-    with fixed_weights(layer):
-        layer(inputs()).z.sum().backward()
-    assert behind.grad is not None
+    with fixed_weights(cell):
+        function(inputs()).z.sum().backward()
+    expected, behind.grad = behind.grad, None
+    with parametrize.cached():
+        DEQ(cell, tol=TIGHT)(inputs()).z.sum().backward()  # the layer knows this cell
+    torch.testing.assert_close(behind.grad, expected)
+
+
+@pytest.mark.parametrize("method", [False, True])
+def test_a_layer_refuses_a_spectral_norm_that_moves(method: bool) -> None:
+    cell = spectral_norm(Cell())
+    layer = DEQ(cell.forward if method else cell, tol=TIGHT)
+    with pytest.raises(ValueError, match=r"'linear' of Cell has a spectral norm.*fixed_weights"):
+        layer(inputs())
+    with fixed_weights(cell):
+        layer(inputs())
+    cell.eval()
+    layer.eval()(inputs())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("gradient", [Unrolled(6, checkpoint=True), Reversible(3)], ids=repr)
+def test_estimators_that_evaluate_anew_use_the_same_weights(norm: Norm, gradient: Any) -> None:
+    cell, x = startled(norm(Cell())), inputs()
+    behind = list(cell.linear.parametrizations.weight.parameters())
+    with fixed_weights(cell):
+        mine = torch.autograd.grad(DEQ(cell, gradient=gradient)(x).z.square().sum(), behind)
+    cell.eval()  # the power iteration has taken its step
+    y = z = torch.zeros_like(x)
+    for _ in range(6 if isinstance(gradient, Unrolled) else 3):
+        if isinstance(gradient, Unrolled):
+            z = cell(z, x)
+        else:
+            y = (y + cell(z, x)) / 2
+            z = (z + cell(y, x)) / 2
+    plain = torch.autograd.grad(z.square().sum(), behind)
+    for one, other in zip(mine, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_an_evaluation_without_gradients_may_open_the_weights() -> None:
@@ -365,3 +402,10 @@ def test_bad_power_iterations() -> None:
         spectral_norm(Cell(), power_iterations=0)
     with pytest.raises(TypeError, match="whole number"):
         spectral_norm(Cell(), power_iterations=1.5)  # type: ignore[arg-type]
+
+
+def test_initialising_after_normalising_is_refused() -> None:
+    """It would write to the value of a function, which changes nothing."""
+    cell = weight_norm(Cell(), ["linear"])
+    with pytest.raises(ValueError, match=r"'linear' has a parametrised weight"):
+        initialize_transformer(cell, torch.Generator())
