@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from deqgen.gradients.functional import attach_functional, in_transform
 from deqgen.gradients.product import Cotangent, Evaluation, Product, filled
 from deqgen.gradients.protocol import Cell, GradientError, State
-from deqgen.gradients.refusal import NO_FORWARD, NO_FUNC, NO_FURTHER, NO_MIXED, refuse
+from deqgen.gradients.refusal import NO_FORWARD, NO_FURTHER, NO_MIXED, refuse
 from deqgen.gradients.states import leaves, rebuild
 
 Respond: TypeAlias = Callable[[Product, Cotangent], Cotangent]
@@ -57,6 +58,8 @@ def attach(
         other than ``z`` does.
     """
     forget_casts()
+    if in_transform():
+        return attach_functional(f, z, args, respond)
     moving: list[Tensor] = []  # the leaves of z, once they are in the graph
     for step in range(order):
         points = moving or _tracked(z)
@@ -162,10 +165,7 @@ def _respond(link: _Link, order: int, straight: bool, u: Cotangent) -> Cotangent
 
 def _tracked(z: State) -> list[Tensor]:
     """Leaves of z as the beginning of a graph."""
-    try:
-        return [leaf.detach().requires_grad_() for leaf in leaves(z)]
-    except RuntimeError as error:  # within torch.func nothing may begin
-        raise GradientError(NO_FUNC) from error
+    return [leaf.detach().requires_grad_() for leaf in leaves(z)]
 
 
 def _has_tangent(tensors: Any) -> bool:

@@ -22,8 +22,9 @@ NO_FORWARD = (
 )
 
 NO_FUNC = (
-    "torch.func cannot differentiate through an equilibrium whose backward pass is solved. Use "
-    "torch.autograd (jacobian, hessian, forward_ad), or gradient=Unrolled(steps)."
+    "torch.func takes one reverse-mode derivative (grad, vjp) of an equilibrium whose backward "
+    "pass is solved, and no other. Use torch.autograd (jacobian, hessian, forward_ad), or "
+    "gradient=Unrolled(steps)."
 )
 
 NO_FUNC_AGAIN = (

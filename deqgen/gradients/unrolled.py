@@ -60,10 +60,7 @@ class Unrolled:
         z = z0
         states = []
         for step in range(1, steps + 1):
-            if self.checkpoint:
-                z = checkpointed(f, z, *args)
-            else:
-                z = f(z, *args)
+            z = checkpointed(f, z, *args) if self.checkpoint else f(z, *args)
             if step % self.every == 0:
                 states.append(z)
         return Equilibrium(z, tuple(states), budget_report(z, steps, steps))

@@ -21,7 +21,7 @@ from deqgen.gradients import (
     Phantom,
     Unrolled,
 )
-from deqgen_solvers import Broyden
+from deqgen_solvers import Broyden, StateError, Tolerance
 from tests.gradients.cells import EXACT, TIGHT, inputs, loss, matrix
 
 # Forward mode loads torch's decompositions, which warn.
@@ -149,14 +149,45 @@ def test_a_tangent_of_a_backward_pass_is_refused(estimator: GradientEstimator) -
         slope(x, forward_ad.make_dual(w.detach(), torch.ones_like(w)))
 
 
-@pytest.mark.parametrize("transform", ["grad", "jvp", "jacrev"])
-def test_torch_func_is_refused_in_a_sentence(transform: str) -> None:
+def test_torch_func_takes_one_derivative() -> None:
+    x, w = problem()
+    run = lambda x, w: loss(fixed_point(Implicit(tol=TIGHT))(x, w))  # noqa: E731
+    mine = torch.func.grad(run, argnums=(0, 1))(x.detach(), w.detach())
+    for one, other in zip(mine, torch.autograd.grad(run(x, w), (x, w)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_torch_func_under_autocast_and_compaction(compact: bool) -> None:
+    x, w = (t.detach().float() for t in problem())
+    gain = torch.linspace(0.1, 0.9, len(x))[:, None]
+
+    def value(x: Tensor, w: Tensor) -> Tensor:
+        forward = Forward("anderson", Tolerance(atol=0.0, rtol=1e-2), 100, compact=compact)
+        estimator = Implicit(tol=Tolerance(atol=0.0, rtol=1e-2))
+        f = lambda z, x, gain: (gain * torch.tanh(z @ w + x)).float()  # noqa: E731
+        with torch.autocast("cpu", torch.bfloat16):
+            z: Tensor = estimator.differentiate(f, torch.zeros_like(x), (x, gain), forward).z
+        return loss(z)
+
+    mine = torch.func.grad(value, argnums=(0, 1))(x, w)
+    x, w = x.requires_grad_(), w.requires_grad_()
+    for one, other in zip(mine, torch.autograd.grad(value(x, w), (x, w)), strict=True):
+        assert float((one - other).norm() / other.norm()) < 3e-2
+
+
+@pytest.mark.parametrize("transform", ["grad of grad", "jvp", "jacrev", "hessian", "autograd"])
+def test_torch_func_is_refused_in_a_sentence_beyond_that(transform: str) -> None:
     x, w = (t.detach() for t in problem())
     run = lambda w: loss(fixed_point(Implicit(tol=TIGHT))(x, w))  # noqa: E731
+    norm = lambda w: torch.func.grad(run)(w).square().sum()  # noqa: E731
     calls: dict[str, Callable[[], Any]] = {
-        "grad": lambda: torch.func.grad(run)(w),
+        "grad of grad": lambda: torch.func.grad(norm)(w),
         "jvp": lambda: torch.func.jvp(run, (w,), (w,)),
-        "jacrev": lambda: torch.func.jacrev(run)(w),
+        "jacrev": lambda: torch.func.jacrev(lambda w: fixed_point(Implicit(tol=TIGHT))(x, w))(w),
+        "hessian": lambda: torch.func.hessian(run)(w),
+        "autograd": lambda: torch.autograd.grad(norm(w.requires_grad_()), w),
     }
-    with pytest.raises(GradientError, match=r"torch\.func cannot.*Unrolled"):
+    refusal = r"torch\.func takes one.*Unrolled|torch\.func\.vmap does not allow"
+    with pytest.raises((GradientError, StateError), match=refusal):
         calls[transform]()

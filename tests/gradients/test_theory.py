@@ -8,6 +8,8 @@ Letters: B samples, N unknowns.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,12 +156,12 @@ def test_every_error_falls_as_the_work_grows() -> None:
         "neumann": [Phantom(k, 0.8, "neumann") for k in (1, 4, 16, 64)],
         "reversible": [Reversible(k) for k in (1, 4, 16)],
         "stochastic-jfb": [StochasticJFB((90, 90), (k, k)) for k in (1, 4, 16, 64)],
-        "shine": [SHINE(k) for k in (0, 1, 2)],
+        "shine": [SHINE(k) for k in (0, 1, 2, 4)],
         "implicit, gmres": [fixed(k) for k in (1, 3, 5, 12)],
         "implicit, picard": [fixed(k, "picard") for k in (1, 4, 16, 64)],
     }
     for name, ladder in ladders.items():
         forward = learnt if name == "shine" else EXACT
         errors = [float((slope(rung, forward) - star).norm() / star.norm()) for rung in ladder]
-        assert all(b < 0.5 * a for a, b in zip(errors, errors[1:], strict=False)), (name, errors)
+        assert all(b < 0.5 * a for a, b in pairwise(errors)), (name, errors)
         assert errors[-1] < (1e-2 if name == "reversible" else 1e-6), (name, errors)
