@@ -8,19 +8,16 @@ Mental model, in five lines:
 5. ``evaluation`` says how close its images are to the data, and names what it measured with.
 """
 
-import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import deqgen_solvers as solvers
-from deqgen import data, evaluation, gradients, layers, models, teachers, training
-from deqgen.citation import cite
-from deqgen.layers import DEQ
-from deqgen.models import GET, ViT, create_model, list_models
-from deqgen.sampling import generate
-
-# So that `from deqgen.solvers import Anderson` works as the attribute `deqgen.solvers` does, and so
-# that no module below it is ever loaded a second time under the other name.
-for _name in [name for name in sys.modules if name.split(".")[0] == "deqgen_solvers"]:
-    sys.modules[_name.replace("deqgen_solvers", "deqgen.solvers", 1)] = sys.modules[_name]
+if TYPE_CHECKING:
+    import deqgen_solvers as solvers
+    from deqgen import data, evaluation, gradients, layers, models, teachers, training
+    from deqgen.citation import cite
+    from deqgen.layers import DEQ
+    from deqgen.models import GET, ViT, create_model, list_models
+    from deqgen.sampling import generate
 
 __all__ = [
     "DEQ",
@@ -39,3 +36,28 @@ __all__ = [
     "teachers",
     "training",
 ]
+
+# Names that are not modules of this package, and where they are. Everything is imported when it is
+# first asked for: torch takes seconds, which `deqgen --help` need not wait for.
+_PLACES = {
+    "DEQ": "deqgen.layers",
+    "GET": "deqgen.models",
+    "ViT": "deqgen.models",
+    "cite": "deqgen.citation",
+    "create_model": "deqgen.models",
+    "generate": "deqgen.sampling",
+    "list_models": "deqgen.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'deqgen' has no attribute {name!r}")
+    if name not in _PLACES:
+        return import_module(f"deqgen.{name}")
+    value = globals()[name] = getattr(import_module(_PLACES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

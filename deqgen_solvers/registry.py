@@ -93,6 +93,15 @@ def make_solver(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
     return solver
 
 
+def registered_name(solver: Solver[Any]) -> str | None:
+    """The name under which :func:`make_solver` builds such objects; None where there is none."""
+    kind = type(solver)
+    place = f"{kind.__module__}:{kind.__qualname__}"
+    own = (name for name, factory in _REGISTERED.items() if factory is kind)
+    brought = (name for name, point in _installed().items() if point.value == place)
+    return next(own, None) or next(brought, None)
+
+
 def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 

@@ -91,6 +91,11 @@ def test_metadata_names_python_licence_and_extras(metadata: Message) -> None:
     }
 
 
+def test_the_command_is_installed(wheel: zipfile.ZipFile) -> None:
+    (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt")]
+    assert "[console_scripts]\ndeqgen = deqgen.cli:main" in wheel.read(name).decode()
+
+
 def test_constraints_pin_every_requirement_exactly(metadata: Message) -> None:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]

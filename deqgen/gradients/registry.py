@@ -65,3 +65,8 @@ def make_gradient(gradient: str | GradientEstimator, **options: Any) -> Gradient
                     f"Allowed: {', '.join(allowed) or 'none'}."
                 )
     return entry(**options)
+
+
+def registered_name(gradient: GradientEstimator) -> str | None:
+    """The name under which :func:`make_gradient` builds such objects; None where there is none."""
+    return next((name for name, entry in _TABLE.items() if entry is type(gradient)), None)

@@ -3,12 +3,15 @@
 ``create_model("GET-T/2", num_classes=10)`` builds one by name; ``list_models("GET*")`` lists them.
 A model is called as ``model(noise, label)`` and returns a :class:`GeneratorOutput`, training or
 not. Its frozen ``config`` says everything that is needed to build it again. ``save_model`` and
-``load_model`` keep weights in safetensors and the config in JSON beside them.
+``load_model`` keep weights in safetensors and the config in JSON beside them; ``save_pretrained``,
+``from_pretrained`` and ``push_to_hub`` do so as folders, for the Hugging Face Hub. ``convert_get``
+reads the released checkpoints of locuslab/get.
 """
 
-from deqgen.models.errors import ModelFileError, UnknownModelError
+from deqgen.models.errors import ModelFileError, UnknownModelError, UnsavableError
 from deqgen.models.files import load_model, save_model
 from deqgen.models.get import GET, GETConfig
+from deqgen.models.official import convert_get
 from deqgen.models.protocol import (
     GenerativeModel,
     GeneratorOutput,
@@ -27,8 +30,10 @@ __all__ = [
     "ModelFileError",
     "Preset",
     "UnknownModelError",
+    "UnsavableError",
     "ViT",
     "ViTConfig",
+    "convert_get",
     "create_model",
     "list_models",
     "load_model",

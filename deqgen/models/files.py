@@ -1,6 +1,8 @@
 """A model on disk: weights in safetensors, and beside them a JSON file that says what they belong
 to.
 
+``save_model("get.safetensors")`` writes ``get.json`` beside. A folder for the Hub holds the same
+two under the Hub's names, ``model.safetensors`` and ``config.json``, and both kinds are read here.
 Weights keep the dtype they have: a model saved in half precision comes back in half precision.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,11 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deqgen.atomic import replacing, write_text
+from deqgen.models.choices import decode
 from deqgen.models.errors import ModelFileError
 from deqgen.models.protocol import GenerativeModel
 from deqgen.models.registry import create_model
 
 _FORMAT = 1
+HUB_WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"
+
+M = TypeVar("M", bound=GenerativeModel)
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -38,53 +44,119 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path of the weights.
 
     Raises:
-        TypeError: if there is no :class:`GenerativeModel` in ``model``.
+        TypeError: if there is no :class:`GenerativeModel` in ``model``, or its config holds what
+            JSON cannot (:class:`UnsavableError`); nothing has been written then.
         ValueError: if the path does not end in ``.safetensors``.
     """
     path = _checked_path(path)
-    bare = _unwrap(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in bare.state_dict().items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
-    header = {
-        "format": _FORMAT,
-        "architecture": bare.architecture,
-        "config": bare.config.to_dict(),
-    }
-    write_text(path.with_suffix(".json"), json.dumps(header, indent=2) + "\n")
+    write_model(model, path, path.with_suffix(".json"))
     return path
 
 
+def write_model(model: nn.Module, weights: Path, header: Path) -> None:
+    """Write the two files of a model; see :func:`save_model`."""
+    bare = _unwrap(model)
+    content = {
+        "format": _FORMAT,
+        "architecture": bare.architecture,
+        "config": bare.saved_config().to_dict(),
+    }
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in bare.state_dict().items()}
+    with replacing(weights) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    write_text(header, json.dumps(content, indent=2) + "\n")
+
+
 def load_model(
-    path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", **overrides: Any
 ) -> GenerativeModel:
-    """Rebuild a model that :func:`save_model` wrote, in evaluation mode.
+    """Rebuild a saved model, in evaluation mode.
 
     Args:
-        path: the ``.safetensors`` file; the ``.json`` lies beside it.
+        path: the ``.safetensors`` file that :func:`save_model` wrote, its ``.json`` beside it; or
+            a folder that ``save_pretrained`` wrote.
         device: where the weights go.
+        overrides: fields of the config in place of the saved ones, for example ``max_steps=12`` or
+            ``solver=Anderson(memory=8)``. The weights must still fit.
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
         ModelFileError: (a ValueError) if a file is damaged, or weights and config do not fit; the
             message names what the config asks for and what the file holds.
+        TypeError: an override that the model does not have, or of the wrong type.
+        ValueError: an override out of its range.
     """
-    path = _checked_path(path)
-    header = _read_header(path.with_suffix(".json"))
-    try:
-        with torch.device("meta"):
-            model = create_model(header["architecture"], **header["config"])
-    except (ValueError, TypeError) as error:
-        raise ModelFileError(f"{path.with_suffix('.json')}: {error}") from error
+    return load_as(GenerativeModel, path, device, overrides)
+
+
+def load_as(
+    wanted: type[M],
+    path: str | os.PathLike[str],
+    device: torch.device | str,
+    overrides: dict[str, Any],
+) -> M:
+    """:func:`load_model` for a model that must be a ``wanted``; another one is refused."""
+    path = Path(path)
+    path = path / HUB_WEIGHTS if path.is_dir() else _checked_path(path)
+    header = _header_of(path)
+    model = _build(header, overrides)
+    if not isinstance(model, wanted):
+        raise ModelFileError(
+            f"{header} describes a {model.architecture}, and {wanted.__name__} was asked for; "
+            f"{type(model).__name__}.from_pretrained or GenerativeModel.from_pretrained loads it."
+        )
     try:
         weights = load_file(path, device=str(device))
     except SafetensorError as error:
         raise ModelFileError(f"{path} is damaged or no safetensors file: {error}") from error
-    _check_fit(path, model.state_dict(), weights)
+    changed = f" with {', '.join(overrides)} overridden" if overrides else ""
+    check_fit(f"{path} does not fit its config{changed}", model.state_dict(), weights)
     model.load_state_dict(weights, assign=True)
     _fill_buffers(model, torch.device(device))
     return model.eval()
+
+
+def check_fit(what: str, wanted: dict[str, Tensor], got: dict[str, Tensor]) -> None:
+    """Compare the names and shapes of a model's tensors with those of a file.
+
+    Args:
+        what: how the message begins.
+        wanted: the tensors of the model, on the meta device for instance.
+        got: the tensors of the file.
+
+    Raises:
+        ModelFileError: naming both sides.
+    """
+    missing = sorted(wanted.keys() - got.keys())
+    extra = sorted(got.keys() - wanted.keys())
+    if missing or extra:
+        raise ModelFileError(f"{what}: missing {few(missing)}; unexpected {few(extra)}.")
+    for name, tensor in wanted.items():
+        if tensor.shape != got[name].shape:
+            raise ModelFileError(
+                f"{what}: {name} should have shape {tuple(tensor.shape)}, "
+                f"the file holds {tuple(got[name].shape)}."
+            )
+
+
+def few(names: list[str]) -> str:
+    """The first four names and how many there are besides."""
+    shown = ", ".join(names[:4]) or "nothing"
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def _build(header: Path, overrides: dict[str, Any]) -> GenerativeModel:
+    """The model of a header, on the meta device; wrong overrides are not the file's fault."""
+    content = _read_header(header)
+    architecture = content["architecture"]
+    with torch.device("meta"):
+        try:
+            config = {name: decode(value) for name, value in content["config"].items()}
+            model = create_model(architecture, **config)
+        except (ValueError, TypeError) as error:
+            raise ModelFileError(f"{header}: {error}") from error
+        return create_model(architecture, **{**config, **overrides}) if overrides else model
 
 
 def _fill_buffers(model: GenerativeModel, device: torch.device) -> None:
@@ -101,6 +173,19 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"weights are kept in a .safetensors file; got {str(path)!r}.")
     return path
+
+
+def _header_of(weights: Path) -> Path:
+    """The config beside the weights: under their own name, else under the Hub's.
+
+    A ``model.json`` goes before ``config.json``: ``save_pretrained`` removes it, so where there are
+    both, :func:`save_model` has written since.
+    """
+    own = weights.with_suffix(".json")
+    hub = weights.with_name(HUB_CONFIG)
+    if weights.name == HUB_WEIGHTS and not own.is_file() and hub.is_file():
+        return hub
+    return own
 
 
 def _unwrap(model: nn.Module) -> GenerativeModel:
@@ -128,23 +213,3 @@ def _read_header(path: Path) -> dict[str, Any]:
     if not isinstance(architecture, str) or not isinstance(config, dict):
         raise ModelFileError(f"{path} must hold 'architecture' (a name) and 'config' (an object).")
     return header
-
-
-def _check_fit(path: Path, wanted: dict[str, Tensor], got: dict[str, Tensor]) -> None:
-    missing = sorted(wanted.keys() - got.keys())
-    extra = sorted(got.keys() - wanted.keys())
-    if missing or extra:
-        raise ModelFileError(
-            f"{path} does not fit its config: missing {_few(missing)}; unexpected {_few(extra)}."
-        )
-    for name, tensor in wanted.items():
-        if tensor.shape != got[name].shape:
-            raise ModelFileError(
-                f"{path} does not fit its config: {name} should have shape {tuple(tensor.shape)}, "
-                f"the file holds {tuple(got[name].shape)}."
-            )
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:4]) or "nothing"
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

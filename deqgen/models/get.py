@@ -19,13 +19,13 @@ Deviations from the published code, each marked where it happens:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from deqgen.gradients import Unrolled
+from deqgen.gradients import GradientEstimator, Unrolled, make_gradient
 from deqgen.layers import (
     DEQ,
     BlockList,
@@ -41,7 +41,7 @@ from deqgen.layers import (
 )
 from deqgen.models.protocol import GenerativeModel, GeneratorOutput, ModelConfig
 from deqgen.models.registry import Preset, register_model
-from deqgen_solvers import Tolerance
+from deqgen_solvers import Solver, Tolerance, make_solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,10 @@ class GETConfig(ModelConfig):
         mlp_ratio: hidden units of the injection MLPs, per unit of width.
         deq_mlp_ratio: the same for the equilibrium MLPs.
         max_steps: evaluations of the equilibrium transformer, in training and in evaluation.
-        solver: name of the solver that evaluation uses (and training, unless ``gradient`` unrolls).
-        gradient: name of the gradient estimator that training uses. Those that solve to a
-            tolerance, such as "implicit", want ``rtol`` above 0 and more ``max_steps``.
+        solver: name or object of the solver that evaluation uses (and training, unless
+            ``gradient`` unrolls), such as "anderson" or ``Anderson(memory=8)``.
+        gradient: name or object of the gradient estimator that training uses. Those that solve to
+            a tolerance, such as "implicit", want ``rtol`` above 0 and more ``max_steps``.
         rtol: relative residual at which a solve ends early; 0 spends the whole budget, as
             published.
     """
@@ -74,9 +75,14 @@ class GETConfig(ModelConfig):
     mlp_ratio: float = 4.0
     deq_mlp_ratio: float = 6.0
     max_steps: int = 6
-    solver: str = "picard"
-    gradient: str = "unrolled"
+    solver: str | Solver[Any] = "picard"
+    gradient: str | GradientEstimator = "unrolled"
     rtol: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_solver(self.solver)
+        make_gradient(self.gradient)
 
 
 class GET(GenerativeModel):
@@ -91,8 +97,8 @@ class GET(GenerativeModel):
         generator: source of the initial weights; default: a CPU generator with seed 0.
 
     Attributes:
-        deq: the :class:`DEQ` layer; set ``deq.solver`` or ``deq.gradient`` to objects with
-            options of your own.
+        deq: the :class:`DEQ` layer; ``deq.solver`` and ``deq.gradient`` may be set at any time and
+            are saved with the model as they then are.
     """
 
     architecture: ClassVar[str] = "GET"
@@ -143,6 +149,15 @@ class GET(GenerativeModel):
     def write_fixed_buffers(self) -> None:
         """Write the state that samples without a generator start from (deviation 1)."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
+
+    def saved_config(self) -> GETConfig:
+        """The config with the solver and the gradient estimator that the layer has now."""
+        now: dict[str, Any] = {}
+        if make_solver(self.config.solver) != make_solver(self.deq.solver):
+            now["solver"] = self.deq.solver
+        if make_gradient(self.config.gradient) != make_gradient(self.deq.gradient):
+            now["gradient"] = self.deq.gradient
+        return replace(self.config, **now)
 
     def forward(
         self,

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from deqgen.gradients import Equilibrium
 from deqgen.layers import Generators, ShapeError, check_label, grid_side
+from deqgen.models.choices import decode, encode
 from deqgen.models.errors import unknown_option
+from deqgen.models.hub import Pretrained
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,19 @@ class ModelConfig:
         return grid_side(self.image_size, self.patch_size) ** 2
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and names, ready for JSON; ``from_dict`` is the way back."""
-        return dataclasses.asdict(self)
+        """Plain numbers, names and options, ready for JSON; ``from_dict`` is the way back.
+
+        Raises:
+            UnsavableError: (a TypeError) if a field holds what JSON cannot, such as a callback.
+        """
+        return {
+            field.name: encode(getattr(self, field.name), f"{type(self).__name__}.{field.name}")
+            for field in dataclasses.fields(self)
+        }
 
     @classmethod
     def from_dict(cls: type[M], values: dict[str, Any]) -> M:
-        """Build a config from what ``to_dict`` returned.
+        """Build a config from what ``to_dict`` returned; values that are objects stay as they are.
 
         Raises:
             TypeError: if a field is unknown; the nearest one is named.
@@ -94,14 +103,15 @@ class ModelConfig:
         for name in values:
             if name not in known:
                 raise TypeError(unknown_option(cls.__name__, name, known))
-        return cls(**values)
+        return cls(**{name: decode(value) for name, value in values.items()})
 
 
-class GenerativeModel(nn.Module):
+class GenerativeModel(nn.Module, Pretrained):
     """Base class of models that turn noise into images in one call.
 
     A subclass sets ``architecture`` to the name under which :func:`register_model` can rebuild it
-    from the fields of its config, and implements ``forward``.
+    from the fields of its config, and implements ``forward``. ``save_pretrained``,
+    ``from_pretrained`` and ``push_to_hub`` come from :class:`~deqgen.models.hub.Pretrained`.
     """
 
     architecture: ClassVar[str]
@@ -130,6 +140,10 @@ class GenerativeModel(nn.Module):
 
     def write_fixed_buffers(self) -> None:
         """Write the buffers that are not saved with the weights, if there are any."""
+
+    def saved_config(self) -> ModelConfig:
+        """The config that goes into a file; an architecture adds what was set on it since."""
+        return self.config
 
     def check_inputs(self, noise: Tensor, label: Tensor | None) -> None:
         """Raise a ValueError or TypeError that says what is wrong with the inputs."""

@@ -61,6 +61,12 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _TABLE if fnmatchcase(name, pattern))
 
 
+def find_preset(name: str) -> Preset | None:
+    """The named size, or None if no model has this name or a function of one's own builds it."""
+    builder = _TABLE.get(name)
+    return builder if isinstance(builder, Preset) else None
+
+
 def create_model(name: str, **overrides: Any) -> GenerativeModel:
     """Build a model with random initial weights, on the default device.
 
