@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from deqgen.gradients import Unrolled
 from deqgen.models import GenerativeModel, create_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -75,8 +76,18 @@ def check_get(path: Path, build: Callable[..., GenerativeModel] = rebuilt) -> No
 
 
 @pytest.mark.parametrize("name", ["get_cond", "get_uncond"])
-def test_get_states_loss_gradients_and_evaluation(name: str) -> None:
-    check_get(GOLDEN / f"{name}.safetensors")
+@pytest.mark.parametrize(
+    "gradient",
+    [None, Unrolled(6, every=1), Unrolled(6, every=1, checkpoint=True)],
+    ids=["default", "unrolled", "checkpoint"],
+)
+def test_get_states_loss_gradients_and_evaluation(name: str, gradient: Unrolled | None) -> None:
+    def build(model: str, data: dict[str, Tensor], config: dict[str, Any]) -> GenerativeModel:
+        return rebuilt(
+            model, data, config if gradient is None else {**config, "gradient": gradient}
+        )
+
+    check_get(GOLDEN / f"{name}.safetensors", build)
 
 
 @pytest.mark.parametrize("name", ["get_cond", "get_uncond"])
