@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -56,7 +57,8 @@ def report(name: str, headline: str, parts: Parts, options: Options) -> tuple[di
     print(page)
     for part in options.parts or parts:
         rows = results[part] = parts[part](options.rounds)
-        title = (sys.modules[parts[part].__module__].__doc__ or "").splitlines()[0]
+        function = getattr(parts[part], "func", parts[part])  # of a partial
+        title = (inspect.getdoc(inspect.getmodule(function)) or "").splitlines()[0]
         section = f"\n{part}: {title}\n\n{table(rows)}"
         print(section)
         page += "\n" + section

@@ -1,0 +1,27 @@
+"""Models beside the same blocks driven by torchdeq, in one process: time, and the floor.
+
+    python benchmarks/models.py --threads 2                  # some ten minutes
+    python benchmarks/models.py --threads 2 --parts eager
+
+Parts: ``eager``, and ``compiled`` (the same under torch.compile, which takes minutes to compile).
+The tables are printed, and written as Markdown beside a JSON file. Ratios above 1 favour us.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import tyro
+from model_speed import speeds
+from report import Options, Parts, report
+
+PARTS: Parts = {"eager": speeds, "compiled": partial(speeds, compiled=True)}
+
+
+def main(options: Options) -> None:
+    """Measure, print and write."""
+    report("models", "deqgen.models beside torchdeq", PARTS, options)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
