@@ -44,6 +44,7 @@ class Forward:
         max_steps: most steps; f is evaluated at most ``max_steps + 1`` times.
         select: which iterate is returned, ``"best"`` or ``"last"``.
         compact: gather the rows that still run; then ``args`` hold one row a sample.
+        trace: keep the residual of every step in ``solution.trace``; needs a tolerance.
     """
 
     solver: str | Solver[Any] = "anderson"
@@ -51,6 +52,7 @@ class Forward:
     max_steps: int = 50
     select: Literal["best", "last"] = "best"
     compact: bool = False
+    trace: bool = False
 
     def __call__(self, f: Cell, z0: State, args: tuple[Any, ...] = ()) -> Solution[Any]:
         """Solve z = f(z, *args) from ``z0`` without recording gradients."""
@@ -68,6 +70,7 @@ def _run(forward: Forward, f: Cell, z0: State, args: tuple[Any, ...]) -> Solutio
             max_steps=forward.max_steps,
             select=forward.select,
             compact=forward.compact,
+            trace=forward.trace,
         )
 
 

@@ -101,14 +101,23 @@ class DEQ(nn.Module):
         *args: Any,
         z0: State | None = None,
         max_steps: int | None = None,
+        tol: Tolerance | Literal["layer"] | None = "layer",
+        solver: str | Solver[Any] | None = None,
+        compact: bool | None = None,
+        trace: bool = False,
         generator: Generators = None,
     ) -> Equilibrium:
-        """Solve z = cell(z, *args).
+        """Solve z = cell(z, *args). Options given here replace those of the layer for this call.
 
         Args:
             args: handed to the cell; tensors among them get gradients.
             z0: first iterate, ``(B, ...)`` each tensor; default: as ``initial`` says.
-            max_steps: in place of the layer's, for this call.
+            max_steps: most steps, 0 or more.
+            tol: when a sample has converged; None for a bare budget.
+            solver: name or object.
+            compact: whether samples that have converged leave.
+            trace: keep the residual of every step in ``solution.trace``, where a solver runs to a
+                tolerance.
             generator: for ``initial="normal"``: one a sample, one for all, or None for the draw
                 of seed 0, the same for every sample.
 
@@ -126,7 +135,13 @@ class DEQ(nn.Module):
         if not self.training and self.eval_max_steps is not None:
             budget = self.eval_max_steps
         budget = budget if max_steps is None else _steps("max_steps", max_steps)
-        solve = Forward(self.solver, self.tol, budget, compact=self.compact)
+        solve = Forward(
+            self.solver if solver is None else make_solver(solver),
+            self.tol if tol == "layer" else tol,
+            budget,
+            compact=self.compact if compact is None else compact,
+            trace=trace,
+        )
         estimate = torch.is_grad_enabled() and self.gradient.keeps_answer
         if self.training or estimate:
             settle(self.cell)

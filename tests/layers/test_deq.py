@@ -265,3 +265,33 @@ def test_compact_changes_the_cost_alone(training: bool, x: Tensor) -> None:
     torch.testing.assert_close(parted, whole, rtol=1e-9, atol=1e-11)
     with pytest.raises(ValueError, match="one row a sample"):
         layer(x, gain[:2])
+
+
+def test_options_of_one_call(x: Tensor) -> None:
+    gain = torch.tensor([[0.01], [0.02], [0.9]], dtype=torch.float64)
+    loose = Tolerance(atol=0.0, rtol=1e-3)
+    layer = DEQ(lambda z, x, gain: gain * torch.tanh(z) + x, tol=TIGHT, max_steps=200).eval()
+    usual = layer(x, gain)
+    assert usual.solution.trace is None
+    traced = layer(x, gain, solver="picard", tol=loose, compact=True, trace=True)
+    steps = traced.solution.steps
+    assert traced.solution.trace.residual.shape == (int(steps.max()) + 1, len(x))
+    assert traced.solution.trace.rows[-1] == 1 < len(x) and int(steps.min()) < int(steps.max())
+    assert bool(traced.solution.converged.all()) and not torch.equal(traced.z, usual.z)
+    budget = layer(x, gain, solver="picard", tol=None, max_steps=3)
+    assert budget.solution.nfe == 3 and budget.solution.residual is None
+    assert torch.equal(layer(x, gain).z, usual.z) and layer.tol == TIGHT
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "pickard"}, "picard"),
+        ({"tol": 1e-3}, "tol must be a Tolerance or None"),
+        ({"tol": None, "trace": True}, "need a tolerance"),
+    ],
+)
+def test_mistakes_in_options_of_one_call(options: dict[str, Any], message: str, x: Tensor) -> None:
+    layer = DEQ(lambda z, x: 0.5 * torch.tanh(z) + x)
+    with pytest.raises((ValueError, TypeError), match=message):
+        layer(x, **options)
