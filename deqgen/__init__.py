@@ -14,7 +14,7 @@ import deqgen_solvers as solvers
 from deqgen import data, evaluation, gradients, layers, models, teachers, training
 from deqgen.citation import cite
 from deqgen.layers import DEQ
-from deqgen.models import GET, ViT, create_model, list_models
+from deqgen.models import GET, DEQUNet, ViT, create_model, list_models
 from deqgen.sampling import generate
 
 # So that `from deqgen.solvers import Anderson` works as the attribute `deqgen.solvers` does, and so
@@ -25,6 +25,7 @@ for _name in [name for name in sys.modules if name.split(".")[0] == "deqgen_solv
 __all__ = [
     "DEQ",
     "GET",
+    "DEQUNet",
     "ViT",
     "cite",
     "create_model",

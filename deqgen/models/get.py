@@ -15,6 +15,9 @@ Deviations from the published code, each marked where it happens:
 2. What does not change over the iterations (bias, class, injection) is summed before them.
 3. Images are decoded outside autocast: the last map costs next to nothing and bfloat16 has fewer
    levels between -1 and 1 than an 8-bit image.
+4. ``noise_level=True``, off by default, is no part of the paper: the model is told how noisy its
+   input is and denoises it, which makes it a diffusion model (EDM, arXiv 2206.00364). A row for the
+   noise level is added to all QKV, as the class is.
 """
 
 from __future__ import annotations
@@ -25,22 +28,24 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from deqgen.gradients import Unrolled
+from deqgen.gradients import State
 from deqgen.layers import (
     DEQ,
     BlockList,
     Generators,
     LabelEmbedding,
+    NoiseLevelEmbedding,
     PatchDecoder,
     PatchEmbedding,
-    ShapeError,
     grid_side,
     initialize_transformer,
     normal_start,
     sincos_positions,
 )
-from deqgen.models.protocol import GenerativeModel, GeneratorOutput, ModelConfig
+from deqgen.models.equilibrium import EquilibriumModel, check_state
+from deqgen.models.protocol import GeneratorOutput, ModelConfig
 from deqgen.models.registry import Preset, register_model
+from deqgen.teachers.edm import Preconditioning
 from deqgen_solvers import Tolerance
 
 
@@ -65,6 +70,7 @@ class GETConfig(ModelConfig):
             tolerance, such as "implicit", want ``rtol`` above 0 and more ``max_steps``.
         rtol: relative residual at which a solve ends early; 0 spends the whole budget, as
             published.
+        noise_level: take ``sigma`` and denoise (deviation 4). Then there is a class "no class" too.
     """
 
     width: int = 256
@@ -77,9 +83,10 @@ class GETConfig(ModelConfig):
     solver: str = "picard"
     gradient: str = "unrolled"
     rtol: float = 0.0
+    noise_level: bool = False
 
 
-class GET(GenerativeModel):
+class GET(EquilibriumModel):
     """Noise to image in one pass through an equilibrium.
 
     Training unrolls ``max_steps`` plain iterations and returns the images of all of them.
@@ -108,11 +115,14 @@ class GET(GenerativeModel):
         with torch.device("meta"):
             self.x_embedder = PatchEmbedding(c.channels, c.patch_size, width)
             self.pos_embed = nn.Parameter(torch.empty(1, c.tokens, width), requires_grad=False)
-            self.y_embedder = LabelEmbedding(c.num_classes, 3 * width) if c.num_classes else None
+            classes = c.num_classes + c.noise_level if c.num_classes else 0
+            self.y_embedder = LabelEmbedding(classes, 3 * width) if classes else None
             self.blocks = BlockList(c.depth, width, c.heads, c.mlp_ratio)
             self.qkv_inj = nn.Linear(width, 3 * width * c.deq_depth, bias=False)
             self.deq_blocks = BlockList(c.deq_depth, width, c.heads, c.deq_mlp_ratio)
             self.final_layer = PatchDecoder(width, c.patch_size, c.channels)
+            # The last one, so that the others draw the same weights with it as without.
+            self.noise_embedder = NoiseLevelEmbedding(width, 3 * width) if c.noise_level else None
             self.register_buffer("initial_draw", torch.empty(1, c.tokens, width), persistent=False)
         self.deq = DEQ(
             self.iterate,
@@ -151,28 +161,36 @@ class GET(GenerativeModel):
         *,
         max_steps: int | None = None,
         generator: Generators = None,
-        z0: Tensor | None = None,
+        z0: State | None = None,
+        sigma: Tensor | None = None,
     ) -> GeneratorOutput:
         """Generate images; the arguments are those of :meth:`GenerativeModel.forward`.
 
         Raises:
-            ValueError: noise, label, z0 or max_steps do not fit the model.
-            TypeError: noise that is not floating point, or a label that is not int64.
+            ValueError: noise, label, z0, sigma or max_steps do not fit the model.
+            TypeError: noise or sigma that are not floating point, or a label that is not int64.
         """
-        self.check_inputs(noise, label)
-        evaluations = self.config.max_steps if max_steps is None else max_steps
-        if evaluations < 1:
-            raise ValueError(f"max_steps must be at least 1, got {evaluations}.")
-        # A solver evaluates f at z0 before its first step, so n evaluations leave n - 1 steps.
-        unrolled = self.training and isinstance(self.deq.gradient, Unrolled)
-        steps = evaluations if unrolled else evaluations - 1
+        self.check_inputs(noise, label, sigma)
+        steps = self.solver_steps(max_steps)
+        at = None if sigma is None else Preconditioning.at(sigma)  # deviation 4
+        x = noise if at is None else at.network_input(noise)  # (B, C, H, W)
+        addends = self.embed(x, label, None if at is None else at.c_noise)  # N of (B, L, 3*D)
         start = self.initial_state(noise, generator, z0)  # (B, L, D)
-        equilibrium = self.deq(*self.embed(noise, label), z0=start, max_steps=steps)
+        equilibrium = self.deq(*addends, z0=start, max_steps=steps)
         images = self.decode(equilibrium.states)  # K of (B, C, H, W)
+        if at is not None:
+            images = tuple(at.denoised(noise, image) for image in images)  # K of (B, C, H, W)
         return GeneratorOutput(images[-1], images, equilibrium)
 
-    def embed(self, noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
+    def embed(
+        self, noise: Tensor, label: Tensor | None = None, level: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Run the injection transformer, once for all iterations.
+
+        Args:
+            noise: ``(B, C, H, W)``, of about unit variance.
+            label: as for :meth:`forward`.
+            level: ``(B,)``, EDM's c_noise, for a model that takes noise levels (deviation 4).
 
         Returns:
             For each equilibrium block all that is added to its QKV, ``(B, L, 3*D)`` (deviation 2).
@@ -180,6 +198,9 @@ class GET(GenerativeModel):
         row = None  # (B, 3*D)
         if self.y_embedder is not None and label is not None:
             row = self.y_embedder(label)  # (B, 3*D)
+        if self.noise_embedder is not None and level is not None:
+            told = self.noise_embedder(level)  # (B, 3*D)
+            row = told if row is None else row + told  # (B, 3*D)
         x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
         for block in self.blocks:
             x = block(x, block.attn.fold(row))  # (B, L, D)
@@ -202,16 +223,15 @@ class GET(GenerativeModel):
         return tuple(image.chunk(len(states)) if len(states) > 1 else (image,))
 
     def initial_state(
-        self, noise: Tensor, generator: Generators = None, z0: Tensor | None = None
+        self, noise: Tensor, generator: Generators = None, z0: State | None = None
     ) -> Tensor:
         """Return z0 (B, L, D): as given, or from ``generator``, or as recorded (deviation 1)."""
         batch, dtype = noise.shape[0], self.pos_embed.dtype
         shape = (self.config.tokens, self.config.width)
         if z0 is not None:
-            if tuple(z0.shape) != (batch, *shape):
-                wanted = (batch, *shape)
-                raise ShapeError(f"z0 must have shape {wanted}, got {tuple(z0.shape)}.")
-            return z0.to(noise.device, dtype)  # (B, L, D)
+            check_state("z0", z0, (batch, *shape))
+            given: Tensor = z0.to(noise.device, dtype)  # (B, L, D)
+            return given
         if generator is None:
             return self.initial_draw.to(dtype).expand(batch, -1, -1)  # (B, L, D)
         return normal_start(batch, shape, generator, device=noise.device, dtype=dtype)

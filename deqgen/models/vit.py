@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
+from deqgen.gradients import State
 from deqgen.layers import (
     BlockList,
     Generators,
@@ -92,15 +93,16 @@ class ViT(GenerativeModel):
         *,
         max_steps: int | None = None,
         generator: Generators = None,
-        z0: Tensor | None = None,
+        z0: State | None = None,
+        sigma: Tensor | None = None,
     ) -> GeneratorOutput:
         """Generate images; ``max_steps``, ``generator`` and ``z0`` are accepted and not used.
 
         Raises:
-            ValueError: noise or label do not fit the model.
+            ValueError: noise or label do not fit the model, or a ``sigma``, which it never takes.
             TypeError: noise that is not floating point, or a label that is not int64.
         """
-        self.check_inputs(noise, label)
+        self.check_inputs(noise, label, sigma)
         row = None  # (B, 3*D)
         if self.y_embedder is not None and label is not None:
             row = self.y_embedder(label)  # (B, 3*D)
