@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from deqgen import data, evaluation, gradients, layers, models, teachers, training
     from deqgen.citation import cite
     from deqgen.layers import DEQ
-    from deqgen.models import GET, ViT, create_model, list_models
+    from deqgen.models import GET, DEQUNet, ViT, create_model, list_models
     from deqgen.sampling import generate
 
 __all__ = [
     "DEQ",
     "GET",
+    "DEQUNet",
     "ViT",
     "cite",
     "create_model",
@@ -41,6 +42,7 @@ __all__ = [
 # first asked for: torch takes seconds, which `deqgen --help` need not wait for.
 _PLACES = {
     "DEQ": "deqgen.layers",
+    "DEQUNet": "deqgen.models",
     "GET": "deqgen.models",
     "ViT": "deqgen.models",
     "cite": "deqgen.citation",

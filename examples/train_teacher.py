@@ -2,26 +2,32 @@
 
     python examples/train_teacher.py --data cifar10-train.zip --images 4_000_000
 
+With --model GET-N/4, DEQ-UNet-T or another name of these families, the diffusion model is itself an
+equilibrium: every denoising solves for a fixed point.
+
 It writes checkpoint.pt and log.csv as it goes and teacher.safetensors at the end; load that with
 ``load_teacher("runs/teacher/teacher.safetensors")``. Two cores with fast bfloat16 see some 200
-images a second. Interrupt it whenever you like: the same command continues, and a larger --images
-lengthens a finished run. ``examples/measure_teacher.py`` chooses the guidance.
+images a second of the UNet. Interrupt it whenever you like: the same command continues, and a
+larger --images lengthens a finished run. ``examples/measure_teacher.py`` chooses the guidance.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
 import tyro
+from torch import nn
 
 from deqgen.data import ImageZip
 from deqgen.evaluation import CIFAR10_CLASSES
+from deqgen.models import DEQUNet, ModelDenoiser, create_model, list_models
 from deqgen.teachers import Guidance, Sampler, load_teacher, save_teacher
 from deqgen.teachers.edm import EDMDenoiser
+from deqgen.teachers.teacher import describe_denoiser
 from deqgen.teachers.unet import UNet, UNetConfig
 from deqgen.training import Denoising, TrainConfig, train
 from deqgen.training.run_folder import claim_folder
@@ -33,6 +39,8 @@ class Options:
 
     data: Path
     """EDM-style zip of 32x32 training images with labels."""
+    model: str = "UNet"
+    """UNet, the network of the embedded teacher, or a GET or DEQ-UNet, such as DEQ-UNet-T."""
     output_dir: Path = Path("runs/teacher")
     """Where checkpoint, log and teacher go."""
     images: int = 4_000_000
@@ -48,7 +56,7 @@ class Options:
     precision: str = "bfloat16"
     """bfloat16 or float32, of the matrix products."""
     compile: bool = True
-    """Compile the network; needs a C++ compiler on a CPU."""
+    """Compile the network, of a DEQ-UNet the cell; needs a C++ compiler on a CPU."""
     seed: int = 0
     """Of the initial weights, the order and the noise."""
     threads: int = 0
@@ -56,16 +64,32 @@ class Options:
     device: str = "cpu"
     """cpu or cuda."""
     init: str | None = None
-    """Name or file of a teacher of this size whose weights the run starts from."""
+    """Name or file of a teacher of this model whose weights the run starts from."""
 
 
-def build(seed: int, init: str | None) -> EDMDenoiser:
+def new_denoiser(name: str, seed: int) -> EDMDenoiser | ModelDenoiser:
     """A new network; the same weights for the same seed, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = EDMDenoiser(UNet(UNetConfig()))
-    if init is not None:
-        model.load_state_dict(cast(EDMDenoiser, load_teacher(init).denoiser).state_dict())
+    if name == "UNet":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return EDMDenoiser(UNet(UNetConfig()))
+    if name in list_models("ViT*"):
+        raise ValueError(f"--model must be UNet, a GET or a DEQ-UNet, and {name} is none of them")
+    generator = torch.Generator().manual_seed(seed)
+    classes = len(CIFAR10_CLASSES)
+    return ModelDenoiser(
+        create_model(name, num_classes=classes, noise_level=True, generator=generator)
+    )
+
+
+def build(options: Options) -> EDMDenoiser | ModelDenoiser:
+    """The network that the run starts from."""
+    model = new_denoiser(options.model, options.seed)
+    if options.init is not None:
+        start = load_teacher(options.init).denoiser
+        if describe_denoiser(start) != describe_denoiser(model):
+            raise ValueError(f"--init {options.init} is a teacher of another model")
+        model.load_state_dict(cast(nn.Module, start).state_dict())
     return model
 
 
@@ -89,6 +113,15 @@ def recipe(options: Options) -> TrainConfig:
     )
 
 
+def compile_cell(model: nn.Module, config: TrainConfig) -> TrainConfig:
+    """Compile the cell of a DEQ-UNet here, and leave anything else to the trainer."""
+    if not (isinstance(model, ModelDenoiser) and isinstance(model.network, DEQUNet)):
+        return config
+    # Its solver looks at residuals and so runs outside any graph: the cell is what can be compiled.
+    model.network.cell.compile()
+    return replace(config, compile=False)
+
+
 def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -99,10 +132,11 @@ def main(options: Options) -> None:
     if data.images.shape[1:] != (3, 32, 32):
         shape = tuple(data.images.shape[1:])
         raise ValueError(f"the images of {options.data} have shape {shape}, not (3, 32, 32)")
+    model = build(options).to(device, memory_format=torch.channels_last)
     free = {"images", "threads", "compile", "device", "output_dir"}
     settings = {k: v for k, v in asdict(options).items() if k not in free}
     claim_folder(options.output_dir, {**settings, "data": options.data.name})
-    model = build(options.seed, options.init).to(device, memory_format=torch.channels_last)
+    config = compile_cell(model, config) if config.compile else config
     objective = Denoising(
         data.images,
         data.labels,
@@ -114,7 +148,7 @@ def main(options: Options) -> None:
     path = options.output_dir / "teacher.safetensors"
     card = {"data": options.data.name, "images_seen": result.images, "init": options.init}
     metadata = {
-        "name": "cifar10-small",
+        "name": "cifar10-small" if options.model == "UNet" else options.model,
         "class_names": CIFAR10_CLASSES,
         "sampler": Sampler(),
         "guidance": guidance,

@@ -1,4 +1,4 @@
-"""What a token carries besides its pixels: where it is, and which class it belongs to.
+"""What a network is told besides the pixels: where a token is, which class, how much noise.
 
 Letters: B samples, L tokens, D width, S side of the token grid (L = S*S), K classes.
 """
@@ -9,8 +9,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from deqgen.layers.errors import LabelError
+from deqgen.layers.errors import LabelError, NoiseLevelError
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
@@ -66,11 +67,54 @@ class LabelEmbedding(nn.Module):
         return rows
 
 
-def check_label(label: Tensor | None, num_classes: int | None, batch: int) -> None:
+def noise_features(level: Tensor, size: int, max_period: float = 1000.0) -> Tensor:
+    """Cosines and sines of a noise level, of geometrically spaced frequencies.
+
+    Args:
+        level: ``(B,)``, EDM's c_noise = ln(sigma) / 4.
+        size: features; an odd one is rounded down.
+        max_period: ratio of the largest frequency to the smallest.
+
+    Returns:
+        ``(B, size)`` float32.
+    """
+    # c_noise spans about [-1.6, 1.1] in EDM; the factor spreads it over the periods of the
+    # sinusoids, as the time steps 0..1000 of DDPM are.
+    exponents = torch.arange(size // 2, device=level.device) / (size // 2)
+    angles = level[:, None].float() * (256.0 * max_period**-exponents)  # (B, size/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, size)
+
+
+class NoiseLevelEmbedding(nn.Module):
+    """A row for each noise level: sinusoidal features, linear, SiLU, linear.
+
+    Args:
+        features: sinusoidal features, an even number.
+        width: entries of a row.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.fc1 = nn.Linear(features, features)
+        self.fc2 = nn.Linear(features, width)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """``level`` (B,), EDM's c_noise: returns ``(B, width)``."""
+        features = noise_features(level, self.features)  # (B, features)
+        hidden = F.silu(self.fc1(features.to(self.fc1.weight.dtype)))  # (B, features)
+        row: Tensor = self.fc2(hidden)  # (B, width)
+        return row
+
+
+def check_label(
+    label: Tensor | None, num_classes: int | None, batch: int, *, null: bool = False
+) -> None:
     """Raise :class:`LabelError` unless ``label`` suits a model with ``num_classes`` classes.
 
-    Looking at the values waits for the device once; under ``torch.compile`` only shape and dtype
-    are looked at, since a look at the values would break the graph.
+    With ``null`` the index ``num_classes`` is allowed too and means "no class". Looking at the
+    values waits for the device once; under ``torch.compile`` only shape and dtype are looked at,
+    since a look at the values would break the graph.
     """
     if num_classes is None:
         if label is not None:
@@ -79,10 +123,11 @@ def check_label(label: Tensor | None, num_classes: int | None, batch: int) -> No
                 "with num_classes=..."
             )
         return
+    extra = f" and {num_classes} for no class" if null else ""
     if label is None:
         raise LabelError(
             f"this model is conditional on {num_classes} classes and needs label (B,), int64, "
-            f"with values from 0 to {num_classes - 1}; got None."
+            f"with values from 0 to {num_classes - 1}{extra}; got None."
         )
     if label.dtype != torch.int64:
         raise TypeError(f"label must be int64, got {label.dtype}.")
@@ -90,12 +135,50 @@ def check_label(label: Tensor | None, num_classes: int | None, batch: int) -> No
         raise LabelError(
             f"label must have shape ({batch},), one class a sample; got {tuple(label.shape)}."
         )
-    if torch.compiler.is_compiling() or label.is_meta or batch == 0:
+    if not _values_can_be_seen(label):
         return
     low, high = (int(bound) for bound in torch.aminmax(label))
-    if low < 0 or high >= num_classes:
+    if low < 0 or high >= num_classes + null:
         wrong = low if low < 0 else high
         raise LabelError(
             f"label holds {wrong}, but this model knows the {num_classes} classes "
-            f"0 to {num_classes - 1}."
+            f"0 to {num_classes - 1}{extra}."
         )
+
+
+def check_sigma(sigma: Tensor | None, batch: int, *, wanted: bool) -> None:
+    """Raise :class:`NoiseLevelError` unless ``sigma`` suits a model that takes noise levels or not.
+
+    Its values are looked at where those of a label would be.
+    """
+    if not wanted:
+        if sigma is not None:
+            raise NoiseLevelError(
+                "sigma was given to a model without noise levels; leave it out, or build a GET or "
+                "DEQ-UNet with noise_level=True."
+            )
+        return
+    if sigma is None:
+        raise NoiseLevelError(
+            f"this model was built with noise_level=True and needs sigma ({batch},), the standard "
+            "deviation of the noise in each image; got None. For one-step generation build it "
+            "with noise_level=False."
+        )
+    if not isinstance(sigma, Tensor) or not sigma.is_floating_point():
+        got = sigma.dtype if isinstance(sigma, Tensor) else type(sigma).__name__
+        raise TypeError(f"sigma must be a floating-point tensor ({batch},), got {got}.")
+    if tuple(sigma.shape) != (batch,):
+        raise NoiseLevelError(
+            f"sigma must have shape ({batch},), one noise level a sample; got {tuple(sigma.shape)}."
+        )
+    if not _values_can_be_seen(sigma):
+        return
+    low, high = (float(bound) for bound in torch.aminmax(sigma))
+    if not 0 < low <= high < math.inf:  # a NaN fails too
+        wrong = high if low > 0 else low
+        raise NoiseLevelError(f"sigma must be positive and finite; it holds {wrong}.")
+
+
+def _values_can_be_seen(tensor: Tensor) -> bool:
+    """Whether there are values and a look at them breaks no graph."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or len(tensor) == 0)

@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 
 def initialize_transformer(module: nn.Module, generator: Generator) -> None:
-    """Fill all linear maps, patch projections, norms and tables of ``module``.
+    """Fill all linear maps, convolutions, norms and tables of ``module``.
 
-    Linear maps and patch projections (as linear maps from the pixels of a patch) are Xavier-uniform
+    Linear maps and convolutions (as linear maps from the pixels they see) are Xavier-uniform
     (Glorot & Bengio 2010, eq. 16) with zero bias; norms are the identity; class tables are normal
     with standard deviation 0.02. Draws are made in float32 on the generator's device, module by
     module.
@@ -40,7 +40,7 @@ def initialize_transformer(module: nn.Module, generator: Generator) -> None:
             )
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
+        elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):

@@ -65,7 +65,7 @@ class PatchDecoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``tokens`` (B, L, D) to an image (B, C, H, W)."""
-        with _full_precision(tokens.device.type):
+        with full_precision(tokens.device.type):
             pixels = self.linear(self.norm_final(tokens))  # (B, L, P*P*C)
         return unpatchify(pixels, self.patch_size, self.channels)  # (B, C, H, W)
 
@@ -79,7 +79,7 @@ def unpatchify(pixels: Tensor, patch_size: int, channels: int) -> Tensor:
     return image.reshape(batch, channels, side * patch_size, side * patch_size)  # (B, C, H, W)
 
 
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
+def full_precision(device_type: str) -> AbstractContextManager[object]:
     """No autocast, on devices that know it (the meta device does not)."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)

@@ -5,10 +5,15 @@ A model is called as ``model(noise, label)`` and returns a :class:`GeneratorOutp
 not. Its frozen ``config`` says everything that is needed to build it again. ``save_model`` and
 ``load_model`` keep weights in safetensors and the config in JSON beside them; ``save_pretrained``,
 ``from_pretrained`` and ``push_to_hub`` do so as folders, for the Hugging Face Hub. ``convert_get``
-reads the released checkpoints of locuslab/get.
+reads the released checkpoints of locuslab/get; ``export_onnx`` writes a fixed program. With
+``noise_level=True`` a GET or DEQ-UNet denoises, and ``ModelDenoiser`` makes a teacher of it.
 """
 
+from deqgen.models.denoiser import ModelDenoiser
+from deqgen.models.deq_unet import DEQUNet, DEQUNetConfig
+from deqgen.models.equilibrium import EquilibriumConfig, EquilibriumModel
 from deqgen.models.errors import ModelFileError, UnknownModelError, UnsavableError
+from deqgen.models.export import export_onnx, export_program
 from deqgen.models.files import load_model, save_model
 from deqgen.models.get import GET, GETConfig
 from deqgen.models.official import convert_get
@@ -23,10 +28,15 @@ from deqgen.models.vit import ViT, ViTConfig
 
 __all__ = [
     "GET",
+    "DEQUNet",
+    "DEQUNetConfig",
+    "EquilibriumConfig",
+    "EquilibriumModel",
     "GETConfig",
     "GenerativeModel",
     "GeneratorOutput",
     "ModelConfig",
+    "ModelDenoiser",
     "ModelFileError",
     "Preset",
     "UnknownModelError",
@@ -35,6 +45,8 @@ __all__ = [
     "ViTConfig",
     "convert_get",
     "create_model",
+    "export_onnx",
+    "export_program",
     "list_models",
     "load_model",
     "parameter_count",

@@ -40,7 +40,8 @@ class FixedBudget(nn.Module):
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Take noise (B, C, H, W), and label (B,), to images (B, C, H, W)."""
-        return self.model(noise, label, max_steps=self.max_steps, tol=None).image
+        image: Tensor = self.model(noise, label, max_steps=self.max_steps, tol=None).image
+        return image
 
 
 def export_program(model: GenerativeModel, *, max_steps: int | None = None) -> ExportedProgram:
@@ -119,8 +120,8 @@ def export_onnx(
 
 def _example(model: GenerativeModel) -> tuple[Tensor, ...]:
     """Inputs of two samples; a single one would be taken for a constant."""
-    parameter = next(model.parameters())
-    noise = torch.zeros(2, *model.config.image_shape, dtype=parameter.dtype, device=parameter.device)
+    like = next(model.parameters())
+    noise = torch.zeros(2, *model.config.image_shape, dtype=like.dtype, device=like.device)
     if not model.config.num_classes:
         return (noise,)
-    return noise, torch.zeros(2, dtype=torch.int64, device=parameter.device)
+    return noise, torch.zeros(2, dtype=torch.int64, device=like.device)

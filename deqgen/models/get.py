@@ -15,37 +15,41 @@ Deviations from the published code, each marked where it happens:
 2. What does not change over the iterations (bias, class, injection) is summed before them.
 3. Images are decoded outside autocast: the last map costs next to nothing and bfloat16 has fewer
    levels between -1 and 1 than an 8-bit image.
+4. ``noise_level=True``, off by default, is no part of the paper: the model is told how noisy its
+   input is and denoises it, which makes it a diffusion model (EDM, arXiv 2206.00364). A row for the
+   noise level is added to all QKV, as the class is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from deqgen.gradients import GradientEstimator, Unrolled, make_gradient
+from deqgen.gradients import State
 from deqgen.layers import (
-    DEQ,
     BlockList,
     Generators,
     LabelEmbedding,
+    NoiseLevelEmbedding,
     PatchDecoder,
     PatchEmbedding,
-    ShapeError,
     grid_side,
     initialize_transformer,
     normal_start,
     sincos_positions,
 )
-from deqgen.models.protocol import GenerativeModel, GeneratorOutput, ModelConfig
+from deqgen.models.equilibrium import EquilibriumConfig, EquilibriumModel, check_state
+from deqgen.models.protocol import GeneratorOutput, Stopping
 from deqgen.models.registry import Preset, register_model
-from deqgen_solvers import Solver, Tolerance, make_solver
+from deqgen.teachers.edm import Preconditioning
+from deqgen_solvers import Solver
 
 
 @dataclass(frozen=True, kw_only=True)
-class GETConfig(ModelConfig):
+class GETConfig(EquilibriumConfig):
     """Architecture and iteration of a :class:`GET`; the defaults are GET-T/2.
 
     Args:
@@ -59,13 +63,9 @@ class GETConfig(ModelConfig):
         deq_depth: blocks of the equilibrium transformer (N).
         mlp_ratio: hidden units of the injection MLPs, per unit of width.
         deq_mlp_ratio: the same for the equilibrium MLPs.
-        max_steps: evaluations of the equilibrium transformer, in training and in evaluation.
-        solver: name or object of the solver that evaluation uses (and training, unless
-            ``gradient`` unrolls), such as "anderson" or ``Anderson(memory=8)``.
-        gradient: name or object of the gradient estimator that training uses. Those that solve to
-            a tolerance, such as "implicit", want ``rtol`` above 0 and more ``max_steps``.
-        rtol: relative residual at which a solve ends early; 0 spends the whole budget, as
-            published.
+
+    The defaults of :class:`EquilibriumConfig` are the published ones: six plain iterations,
+    unrolled in training. ``noise_level`` is deviation 4.
     """
 
     width: int = 256
@@ -74,18 +74,9 @@ class GETConfig(ModelConfig):
     deq_depth: int = 3
     mlp_ratio: float = 4.0
     deq_mlp_ratio: float = 6.0
-    max_steps: int = 6
-    solver: str | Solver[Any] = "picard"
-    gradient: str | GradientEstimator = "unrolled"
-    rtol: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        make_solver(self.solver)
-        make_gradient(self.gradient)
 
 
-class GET(GenerativeModel):
+class GET(EquilibriumModel):
     """Noise to image in one pass through an equilibrium.
 
     Training unrolls ``max_steps`` plain iterations and returns the images of all of them.
@@ -114,19 +105,16 @@ class GET(GenerativeModel):
         with torch.device("meta"):
             self.x_embedder = PatchEmbedding(c.channels, c.patch_size, width)
             self.pos_embed = nn.Parameter(torch.empty(1, c.tokens, width), requires_grad=False)
-            self.y_embedder = LabelEmbedding(c.num_classes, 3 * width) if c.num_classes else None
+            classes = c.num_classes + c.noise_level if c.num_classes else 0
+            self.y_embedder = LabelEmbedding(classes, 3 * width) if classes else None
             self.blocks = BlockList(c.depth, width, c.heads, c.mlp_ratio)
             self.qkv_inj = nn.Linear(width, 3 * width * c.deq_depth, bias=False)
             self.deq_blocks = BlockList(c.deq_depth, width, c.heads, c.deq_mlp_ratio)
             self.final_layer = PatchDecoder(width, c.patch_size, c.channels)
+            # The last one, so that the others draw the same weights with it as without.
+            self.noise_embedder = NoiseLevelEmbedding(width, 3 * width) if c.noise_level else None
             self.register_buffer("initial_draw", torch.empty(1, c.tokens, width), persistent=False)
-        self.deq = DEQ(
-            self.iterate,
-            solver=c.solver,
-            gradient=c.gradient,
-            tol=Tolerance(atol=0.0, rtol=c.rtol),
-            max_steps=c.max_steps,
-        )
+        self.deq = self.layer(self.iterate)
         self.to_empty(device=device)
         self.initialize(generator)
 
@@ -150,44 +138,47 @@ class GET(GenerativeModel):
         """Write the state that samples without a generator start from (deviation 1)."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
 
-    def saved_config(self) -> GETConfig:
-        """The config with the solver and the gradient estimator that the layer has now."""
-        now: dict[str, Any] = {}
-        if make_solver(self.config.solver) != make_solver(self.deq.solver):
-            now["solver"] = self.deq.solver
-        if make_gradient(self.config.gradient) != make_gradient(self.deq.gradient):
-            now["gradient"] = self.deq.gradient
-        return replace(self.config, **now)
-
     def forward(
         self,
         noise: Tensor,
         label: Tensor | None = None,
         *,
         max_steps: int | None = None,
+        tol: Stopping = "model",
+        solver: str | Solver[Any] | None = None,
+        trace: bool = False,
         generator: Generators = None,
-        z0: Tensor | None = None,
+        z0: State | None = None,
+        sigma: Tensor | None = None,
     ) -> GeneratorOutput:
         """Generate images; the arguments are those of :meth:`GenerativeModel.forward`.
 
         Raises:
-            ValueError: noise, label, z0 or max_steps do not fit the model.
-            TypeError: noise that is not floating point, or a label that is not int64.
+            ValueError: noise, label, z0, sigma or max_steps do not fit the model.
+            TypeError: noise or sigma that are not floating point, or a label that is not int64.
         """
-        self.check_inputs(noise, label)
-        evaluations = self.config.max_steps if max_steps is None else max_steps
-        if evaluations < 1:
-            raise ValueError(f"max_steps must be at least 1, got {evaluations}.")
-        # A solver evaluates f at z0 before its first step, so n evaluations leave n - 1 steps.
-        unrolled = self.training and isinstance(self.deq.gradient, Unrolled)
-        steps = evaluations if unrolled else evaluations - 1
+        self.check_inputs(noise, label, sigma)
+        at = None if sigma is None else Preconditioning.at(sigma)  # deviation 4
+        x = noise if at is None else at.network_input(noise)  # (B, C, H, W)
+        addends = self.embed(x, label, None if at is None else at.c_noise)  # N of (B, L, 3*D)
         start = self.initial_state(noise, generator, z0)  # (B, L, D)
-        equilibrium = self.deq(*self.embed(noise, label), z0=start, max_steps=steps)
+        equilibrium = self.solve(
+            addends, start, max_steps=max_steps, tol=tol, solver=solver, trace=trace
+        )
         images = self.decode(equilibrium.states)  # K of (B, C, H, W)
+        if at is not None:
+            images = tuple(at.denoised(noise, image) for image in images)  # K of (B, C, H, W)
         return GeneratorOutput(images[-1], images, equilibrium)
 
-    def embed(self, noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
+    def embed(
+        self, noise: Tensor, label: Tensor | None = None, level: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Run the injection transformer, once for all iterations.
+
+        Args:
+            noise: ``(B, C, H, W)``, of about unit variance.
+            label: as for :meth:`forward`.
+            level: ``(B,)``, EDM's c_noise, for a model that takes noise levels (deviation 4).
 
         Returns:
             For each equilibrium block all that is added to its QKV, ``(B, L, 3*D)`` (deviation 2).
@@ -195,6 +186,9 @@ class GET(GenerativeModel):
         row = None  # (B, 3*D)
         if self.y_embedder is not None and label is not None:
             row = self.y_embedder(label)  # (B, 3*D)
+        if self.noise_embedder is not None and level is not None:
+            told = self.noise_embedder(level)  # (B, 3*D)
+            row = told if row is None else row + told  # (B, 3*D)
         x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
         for block in self.blocks:
             x = block(x, block.attn.fold(row))  # (B, L, D)
@@ -217,16 +211,15 @@ class GET(GenerativeModel):
         return tuple(image.chunk(len(states)) if len(states) > 1 else (image,))
 
     def initial_state(
-        self, noise: Tensor, generator: Generators = None, z0: Tensor | None = None
+        self, noise: Tensor, generator: Generators = None, z0: State | None = None
     ) -> Tensor:
         """Return z0 (B, L, D): as given, or from ``generator``, or as recorded (deviation 1)."""
         batch, dtype = noise.shape[0], self.pos_embed.dtype
         shape = (self.config.tokens, self.config.width)
         if z0 is not None:
-            if tuple(z0.shape) != (batch, *shape):
-                wanted = (batch, *shape)
-                raise ShapeError(f"z0 must have shape {wanted}, got {tuple(z0.shape)}.")
-            return z0.to(noise.device, dtype)  # (B, L, D)
+            check_state("z0", z0, (batch, *shape))
+            given: Tensor = z0.to(noise.device, dtype)  # (B, L, D)
+            return given
         if generator is None:
             return self.initial_draw.to(dtype).expand(batch, -1, -1)  # (B, L, D)
         return normal_start(batch, shape, generator, device=noise.device, dtype=dtype)

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from deqgen.gradients import Equilibrium
-from deqgen.layers import Generators, ShapeError, check_label, grid_side
+from deqgen.gradients import Equilibrium, State
+from deqgen.layers import Generators, ShapeError, check_label, check_sigma, grid_side
 from deqgen.models.choices import decode, encode
 from deqgen.models.errors import unknown_option
 from deqgen.models.hub import Pretrained
+from deqgen_solvers import Solver, Tolerance
+
+Stopping: TypeAlias = Tolerance | Literal["model"] | None
+"""A tolerance, the model's own, or none: a bare budget."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class GeneratorOutput:
 
     Attributes:
         image: ``(B, C, H, W)``, about [-1, 1], in the dtype of the model's weights, autocast or
-            not.
+            not; in float32 if it is a denoised image (``sigma``).
         images: every image that a loss may supervise, in order; the last one is ``image``.
         equilibrium: the DEQ layer's result; None for a model without one.
     """
@@ -123,18 +127,34 @@ class GenerativeModel(nn.Module, Pretrained):
         label: Tensor | None = None,
         *,
         max_steps: int | None = None,
+        tol: Stopping = "model",
+        solver: str | Solver[Any] | None = None,
+        trace: bool = False,
         generator: Generators = None,
-        z0: Tensor | None = None,
+        z0: State | None = None,
+        sigma: Tensor | None = None,
     ) -> GeneratorOutput:
-        """Generate images.
+        """Generate images, or denoise them if the model takes noise levels.
 
         Args:
-            noise: ``(B, C, H, W)``, standard normal, any floating dtype.
-            label: ``(B,)`` int64 for a conditional model, else None.
-            max_steps: evaluations of an equilibrium model's cell; others ignore it.
+            noise: ``(B, C, H, W)``, standard normal, any floating dtype. With ``sigma``: clean
+                images plus ``sigma`` times standard normal noise.
+            label: ``(B,)`` int64 for a conditional model, else None. A model with noise levels
+                also takes the index ``num_classes``, for "no class".
+            max_steps: most evaluations of an equilibrium model's cell; this and the next five are
+                accepted and ignored by other models.
+            tol: when a sample has converged, ``Tolerance(atol=0.0, rtol=0.05)`` for instance; None
+                for a bare budget of which the last image counts. In evaluation, under
+                ``torch.no_grad()``, samples that have converged leave the batch;
+                ``equilibrium.solution.steps`` says when each did.
+            solver: name or object, in place of the model's.
+            trace: keep all residuals in ``equilibrium.solution.trace``; needs a tolerance.
             generator: where an equilibrium model's z0 comes from: one generator a sample, one for
-                all, or None for the draw of seed 0, the same for every sample. Others ignore it.
-            z0: the initial state itself, in place of ``generator``. Others ignore it.
+                all, or None for the draw of seed 0, the same for every sample.
+            z0: the initial state itself, in place of ``generator``.
+            sigma: ``(B,)``, positive: the standard deviation of the noise, for a model that was
+                built with ``noise_level=True``, else None. The images are then estimates of the
+                clean ones; :class:`ModelDenoiser` makes a diffusion model of it.
         """
         raise NotImplementedError
 
@@ -145,7 +165,14 @@ class GenerativeModel(nn.Module, Pretrained):
         """The config that goes into a file; an architecture adds what was set on it since."""
         return self.config
 
-    def check_inputs(self, noise: Tensor, label: Tensor | None) -> None:
+    @property
+    def takes_noise_level(self) -> bool:
+        """Whether it is a denoiser, called with ``sigma``, and not a one-step generator."""
+        return bool(getattr(self.config, "noise_level", False))
+
+    def check_inputs(
+        self, noise: Tensor, label: Tensor | None, sigma: Tensor | None = None
+    ) -> None:
         """Raise a ValueError or TypeError that says what is wrong with the inputs."""
         if not isinstance(noise, Tensor) or not noise.is_floating_point():
             got = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
@@ -159,7 +186,9 @@ class GenerativeModel(nn.Module, Pretrained):
             )
         if label is not None and not isinstance(label, Tensor):
             raise TypeError(f"label must be a tensor (B,) of int64, got {type(label).__name__}.")
-        check_label(label, self.config.num_classes, noise.shape[0])
+        levels = self.takes_noise_level
+        check_label(label, self.config.num_classes, noise.shape[0], null=levels)
+        check_sigma(sigma, noise.shape[0], wanted=levels)
 
 
 def parameter_count(model: nn.Module, *, trainable_only: bool = False) -> int:
@@ -181,5 +210,7 @@ def _check_field(owner: str, field: dataclasses.Field[Any], value: Any) -> None:
             raise TypeError(f"{owner}: {field.name} must be a number, got {value!r}.")
         if not value >= 0:
             raise ValueError(f"{owner}: {field.name} must be 0 or more, got {value}.")
+    elif kind == "bool" and not isinstance(value, bool):
+        raise TypeError(f"{owner}: {field.name} must be True or False, got {value!r}.")
     elif kind == "str" and not isinstance(value, str):
         raise TypeError(f"{owner}: {field.name} must be a name, got {value!r}.")

@@ -9,11 +9,12 @@ Letters: B samples, C channels, H and W pixels, P patch side, L = (H/P)*(W/P) to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
+from deqgen.gradients import State
 from deqgen.layers import (
     BlockList,
     Generators,
@@ -24,8 +25,9 @@ from deqgen.layers import (
     initialize_transformer,
     sincos_positions,
 )
-from deqgen.models.protocol import GenerativeModel, GeneratorOutput, ModelConfig
+from deqgen.models.protocol import GenerativeModel, GeneratorOutput, ModelConfig, Stopping
 from deqgen.models.registry import Preset, register_model
+from deqgen_solvers import Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +93,20 @@ class ViT(GenerativeModel):
         label: Tensor | None = None,
         *,
         max_steps: int | None = None,
+        tol: Stopping = "model",
+        solver: str | Solver[Any] | None = None,
+        trace: bool = False,
         generator: Generators = None,
-        z0: Tensor | None = None,
+        z0: State | None = None,
+        sigma: Tensor | None = None,
     ) -> GeneratorOutput:
-        """Generate images; ``max_steps``, ``generator`` and ``z0`` are accepted and not used.
+        """Generate images; options of a solve are accepted and not used.
 
         Raises:
-            ValueError: noise or label do not fit the model.
+            ValueError: noise or label do not fit the model, or a ``sigma``, which it never takes.
             TypeError: noise that is not floating point, or a label that is not int64.
         """
-        self.check_inputs(noise, label)
+        self.check_inputs(noise, label, sigma)
         row = None  # (B, 3*D)
         if self.y_embedder is not None and label is not None:
             row = self.y_embedder(label)  # (B, 3*D)

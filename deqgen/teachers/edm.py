@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 
-class EDMDenoiser(nn.Module):
-    """Turn a raw network F into a denoiser D (EDM, Table 1 and equation 7).
+@dataclass(frozen=True)
+class Preconditioning:
+    """The scalings that turn a raw network F into a denoiser D (EDM, Table 1 and equation 7).
 
     ``D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)``, so that the network's input and its
-    training target have unit variance at every noise level.
+    training target have unit variance at every noise level. All arithmetic is float32.
+
+    Attributes:
+        c_skip: ``(B, 1, 1, 1)``; how much of the noisy image is kept.
+        c_out: ``(B, 1, 1, 1)``; what the network's output is multiplied by.
+        total: ``(B, 1, 1, 1)``; standard deviation of the noisy image, ``1 / c_in``.
+        c_noise: ``(B,)``; ``ln(sigma) / 4``, the noise level as the network sees it.
+    """
+
+    c_skip: Tensor
+    c_out: Tensor
+    total: Tensor
+    c_noise: Tensor
+
+    @classmethod
+    def at(cls, sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
+        """The scalings at noise levels ``sigma`` (B,) for data of standard deviation sigma_data."""
+        level = sigma.to(torch.float32).reshape(-1, 1, 1, 1)  # (B, 1, 1, 1)
+        total = (level**2 + sigma_data**2).sqrt()
+        c_noise = level.flatten().log() / 4
+        return cls((sigma_data / total) ** 2, level * sigma_data / total, total, c_noise)
+
+    def network_input(self, x: Tensor) -> Tensor:
+        """``c_in x`` for noisy images ``(B, C, H, W)``."""
+        return x.to(torch.float32) / self.total
+
+    def denoised(self, x: Tensor, raw: Tensor) -> Tensor:
+        """``D`` from noisy images and the network's output, ``(B, C, H, W)`` both."""
+        return self.c_skip * x.to(torch.float32) + self.c_out * raw.to(torch.float32)
+
+
+class EDMDenoiser(nn.Module):
+    """A raw network under :class:`Preconditioning`.
 
     Args:
         network: ``(x, c_noise, label) -> F`` with a ``config`` that has ``num_classes``.
@@ -33,16 +68,11 @@ class EDMDenoiser(nn.Module):
         Returns:
             Clean images, float32, ``(B, C, H, W)``.
         """
-        x = x.to(torch.float32)
         if label is None:
             label = torch.full(x.shape[:1], self.num_classes, device=x.device)
-        level = sigma.to(torch.float32).reshape(-1, 1, 1, 1)  # (B, 1, 1, 1)
-        total = (level**2 + self.sigma_data**2).sqrt()
-        c_skip = (self.sigma_data / total) ** 2
-        c_out = level * self.sigma_data / total
-        c_noise = level.flatten().log() / 4
-        raw: Tensor = self.network(x / total, c_noise, label)
-        return c_skip * x + c_out * raw.to(torch.float32)
+        at = Preconditioning.at(sigma, self.sigma_data)
+        raw = self.network(at.network_input(x), at.c_noise, label)  # (B, C, H, W)
+        return at.denoised(x, raw)
 
     @property
     def num_classes(self) -> int:

@@ -112,7 +112,8 @@ def save_teacher(
     """Write a denoiser and its sampling defaults to one safetensors file.
 
     Args:
-        denoiser: the module; a U-Net under :class:`EDMDenoiser` describes itself.
+        denoiser: the module; a U-Net under :class:`EDMDenoiser` describes itself, and so does
+            one that has a method ``teacher_header`` of no arguments, which returns the entries.
         path: file to write; its folder is made. Written beside and renamed, so never half there.
         metadata: entries of the header (see the module's text). ``name`` is required;
             ``architecture``, ``config``, ``image_shape`` and ``num_classes`` too unless the
@@ -138,7 +139,10 @@ def save_teacher(
 
 
 def _describe(denoiser: nn.Module) -> dict[str, Any]:
-    """Header entries of the architecture that this package defines; empty for any other."""
+    """Header entries of a denoiser that describes itself; empty for any other."""
+    header = getattr(denoiser, "teacher_header", None)
+    if callable(header):
+        return dict(header())
     if not isinstance(denoiser, EDMDenoiser) or not isinstance(denoiser.network, UNet):
         return {}
     config = denoiser.network.config

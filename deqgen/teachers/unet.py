@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deqgen.layers.attention import attend
+from deqgen.layers.embeddings import noise_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +61,6 @@ class UNetConfig:
             )
         if any(width % self.group_size for width in self.widths):
             raise ValueError(f"widths {self.widths} must be multiples of {self.group_size}")
-
-
-class NoiseEmbedding(nn.Module):
-    """Sinusoidal features of the scalar noise conditioning, ``(B,) -> (B, size)``."""
-
-    frequencies: Tensor
-
-    def __init__(self, size: int, max_period: float = 1000.0) -> None:
-        super().__init__()
-        exponents = torch.arange(size // 2) / (size // 2)
-        # c_noise = ln(sigma) / 4 spans about [-1.6, 1.1] in EDM; the factor spreads it over the
-        # periods of the sinusoids, as the time steps 0..1000 of DDPM are.
-        self.register_buffer("frequencies", 256.0 * max_period**-exponents, persistent=False)
-
-    def forward(self, noise: Tensor) -> Tensor:
-        angles = noise[:, None].float() * self.frequencies  # (B, size/2)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, size)
 
 
 class ResidualBlock(nn.Module):
@@ -150,7 +134,6 @@ class UNet(nn.Module):
         packed = 4 * config.channels
         sides = list(zip(config.widths, config.blocks, config.attention, strict=True))
 
-        self.noise_embedding = NoiseEmbedding(config.embedding)
         self.noise_mlp = nn.Sequential(
             nn.Linear(config.embedding, config.embedding),
             nn.SiLU(),
@@ -178,10 +161,8 @@ class UNet(nn.Module):
         nn.init.zeros_(cast(Tensor, self.head.bias))
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor) -> Tensor:
-        embedding = self.noise_mlp(self.noise_embedding(noise)) + self.class_embedding(
-            label
-        )  # (B, E)
-        embedding = F.silu(embedding)  # (B, E)
+        features = noise_features(noise, self.config.embedding)  # (B, E)
+        embedding = F.silu(self.noise_mlp(features) + self.class_embedding(label))  # (B, E)
         x = self.stem(F.pixel_unshuffle(x, 2))  # (B, W0, S/2, S/2)
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deqgen.teachers import load_teacher
+from deqgen.teachers import Sampler, load_teacher
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 pytestmark = pytest.mark.timeout(300)
@@ -61,6 +61,27 @@ def test_a_teacher_is_trained_continued_and_measured(tmp_path: Path) -> None:
     assert (tmp_path / "m" / "samples.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("name", ["GET-N/8", "DEQ-UNet-T"])
+def test_an_equilibrium_model_is_trained_as_a_diffusion_model(name: str, tmp_path: Path) -> None:
+    data, folder = archive(tmp_path / "d.zip"), tmp_path / "t"
+    common = ("--data", data, "--output-dir", folder, "--model", name, *SMALL)
+    done = run("train_teacher.py", *common, "--batch-size", 2, "--images", 4)
+    assert done.returncode == 0, done.stderr
+    teacher = load_teacher(folder / "teacher.safetensors", sampler=Sampler(steps=2))
+    assert (teacher.name, teacher.num_classes, teacher.nfe) == (name, 10, 6)
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    one, other = (teacher.sample(noise, torch.tensor([label])) for label in (1, 2))
+    assert one.shape == (1, 3, 32, 32) and one.isfinite().all()
+    assert not torch.equal(one, other)
+    again = run(
+        "train_teacher.py",
+        *("--data", data, "--output-dir", tmp_path / "u", *SMALL, "--images", 4),
+        *("--init", folder / "teacher.safetensors"),
+    )
+    assert again.returncode == 1
+    assert "is a teacher of another model" in again.stderr
+
+
 def test_a_run_can_start_from_the_weights_of_a_teacher(tmp_path: Path) -> None:
     data = archive(tmp_path / "d.zip")
     done = run(
@@ -77,11 +98,15 @@ def test_a_run_can_start_from_the_weights_of_a_teacher(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
-    small = archive(tmp_path / "small.zip", side=16, count=4)
+    small, good = archive(tmp_path / "small.zip", side=16, count=4), archive(tmp_path / "d.zip")
     for arguments, message in (
         (("--data", tmp_path / "none.zip"), "there is no image archive at"),
         (("--data", small), "have shape (3, 16, 16), not (3, 32, 32)"),
         (("--data", small, "--images", 0), "images must be at least 1"),
+        (
+            ("--data", good, "--model", "DEQ-UNet-X"),
+            "unknown model 'DEQ-UNet-X'. Did you mean 'DEQ-UNet",
+        ),
     ):
         done = run("train_teacher.py", *arguments, "--output-dir", tmp_path / "t")
         assert done.returncode == 1

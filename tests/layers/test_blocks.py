@@ -1,4 +1,4 @@
-"""Attention, patches, positions and labels."""
+"""Attention, convolutions, patches, positions, labels and noise levels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from deqgen.layers import (
     Block,
     LabelEmbedding,
     LabelError,
+    NoiseLevelEmbedding,
+    NoiseLevelError,
     PatchDecoder,
     PatchEmbedding,
+    ResidualBlock,
+    ResidualBlocks,
     ShapeError,
     attend,
     check_label,
+    check_sigma,
     grid_side,
     initialize_transformer,
+    noise_features,
     sincos_positions,
     unpatchify,
 )
@@ -154,3 +160,60 @@ def test_initial_weights_come_from_the_generator_alone() -> None:
     assert weights["1.proj.weight"].abs().max() <= math.sqrt(6 / (12 + 8))
     assert weights["2.embedding_table.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert weights["0.attn.qkv.bias"].abs().max() == 0
+
+
+def test_a_row_scales_and_shifts_the_second_norm() -> None:
+    block = ResidualBlock(8, 4)
+    x, row = seeded(3, 8, 5, 5), seeded(3, 16, seed=1)
+    hidden = block.norm2(block.conv1(F.silu(block.norm1(x))))
+    scale, shift = row[:, :8, None, None], row[:, 8:, None, None]
+    expected = x + block.conv2(F.silu(hidden * (1 + scale) + shift))
+    torch.testing.assert_close(block(x, row), expected)
+    torch.testing.assert_close(block(x), block(x, torch.zeros(3, block.row_size)))
+    assert not torch.allclose(block(x), expected)
+
+
+def test_blocks_take_their_rows_in_order_and_leave_the_rest() -> None:
+    blocks = ResidualBlocks(2, 8, 4)
+    x, rows = seeded(3, 8, 5, 5), [seeded(3, 16, seed=s) for s in range(3)]
+    ahead = iter(rows)
+    first, second = blocks
+    torch.testing.assert_close(blocks(x, ahead), second(first(x, rows[0]), rows[1]))
+    assert next(ahead) is rows[2]
+    torch.testing.assert_close(blocks(x, iter(())), second(first(x)))
+
+
+def test_noise_features_tell_levels_apart() -> None:
+    """Cosines and sines of 256 and less times the level: unit circles, one a frequency."""
+    level = torch.linspace(-1.6, 1.1, 9)
+    features = noise_features(level, 6)
+    frequencies = torch.tensor([256.0, 25.6, 2.56])
+    torch.testing.assert_close(features[:, :3], (level[:, None] * frequencies).cos())
+    torch.testing.assert_close(features[:, 3:], (level[:, None] * frequencies).sin())
+    assert noise_features(level.bfloat16(), 7).shape == (9, 6)
+    distance = torch.cdist(features, features) + torch.eye(9)
+    assert distance.min() > 0.1
+
+
+def test_a_row_for_each_noise_level() -> None:
+    embedding = NoiseLevelEmbedding(6, 10)
+    rows = embedding(torch.tensor([-1.0, 0.0, 1.0]))
+    assert rows.shape == (3, 10)
+    torch.testing.assert_close(embedding(torch.tensor([0.0])), rows[1:2])
+    assert embedding.bfloat16()(torch.zeros(2)).dtype == torch.bfloat16
+
+
+def test_the_values_of_sigma_are_looked_at_only_where_they_can_be() -> None:
+    check_sigma(torch.ones(2), 2, wanted=True)
+    check_sigma(torch.ones(0), 0, wanted=True)
+    check_sigma(None, 2, wanted=False)
+    check_sigma(torch.empty(2, device="meta"), 2, wanted=True)
+    with pytest.raises(NoiseLevelError, match=r"it holds 0\.0"):
+        check_sigma(torch.zeros(2), 2, wanted=True)
+
+
+def test_norms_of_groups_begin_as_the_identity() -> None:
+    norm = nn.GroupNorm(2, 4)
+    nn.init.normal_(norm.weight)
+    initialize_transformer(norm, torch.Generator())
+    assert torch.equal(norm.weight, torch.ones(4)) and torch.equal(norm.bias, torch.zeros(4))

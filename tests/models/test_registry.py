@@ -79,7 +79,7 @@ def test_a_model_of_ones_own() -> None:
     [
         ("GET-T2", {}, ValueError, "Did you mean 'GET-T/2'"),
         ("get-b/2", {}, ValueError, "Did you mean 'GET-B/2'"),
-        ("xyz", {}, ValueError, "Available: GET"),
+        ("xyz", {}, ValueError, "Available: DEQ-UNet"),
         ("GET-T/2", {"num_clases": 3}, TypeError, "Did you mean 'num_classes'"),
         ("ViT-S/2", {"deq_depth": 3}, TypeError, "Did you mean 'depth'"),
         ("GET-T/2", {"patch_size": 3}, ValueError, "patch_size=3 does not divide image_size=32"),
