@@ -16,8 +16,8 @@ class Autocast:
 
     def __init__(self, device: torch.device) -> None:
         self.device_type = device.type
-        available = torch.amp.is_autocast_available(device.type)
-        self.active = available and torch.is_autocast_enabled(device.type)
+        self.available = torch.amp.is_autocast_available(device.type)
+        self.active = self.available and torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type) if self.active else None
 
     def off(self) -> AbstractContextManager[object]:
@@ -25,5 +25,9 @@ class Autocast:
         return torch.autocast(self.device_type, enabled=False) if self.active else nullcontext()
 
     def on(self) -> AbstractContextManager[object]:
-        """What the caller had set."""
-        return torch.autocast(self.device_type, self.dtype) if self.active else nullcontext()
+        """What the caller had set; off, too, where a backward pass is under another autocast."""
+        if self.active:
+            return torch.autocast(self.device_type, self.dtype)
+        if self.available and torch.is_autocast_enabled(self.device_type):
+            return torch.autocast(self.device_type, enabled=False)
+        return nullcontext()

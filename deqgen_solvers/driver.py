@@ -120,9 +120,21 @@ class CountedFunction:
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate f at z, check what it returns, and count."""
         self.calls += 1
+        # Looked at once: a cell that writes to its state does so each time.
+        before = _version(z) if self.calls == 1 else None
         with self.autocast.on():
             image = self.f(self.layout.unflatten(z), *self.args)
+        if before is not None and before != _version(z):
+            raise StateError(
+                "f(z): f changed the state that it was given in place. Let it make a new tensor, "
+                "for example z + x and not z += x."
+            )
         return self.layout.flatten(image, rows=z.shape[0])
+
+
+def _version(z: Tensor) -> int | None:
+    """How often z has been written to; None where nobody counts."""
+    return None if torch.compiler.is_compiling() or z.is_inference() else z._version
 
 
 def _run_budget(
@@ -356,8 +368,8 @@ def _without_vmap(look: Callable[[Tensor, Tensor], None], z: Tensor, fz: Tensor)
             raise
         raise StateError(
             "solve: a solve to a tolerance looks at residuals, which torch.func.vmap does not "
-            "allow. The first axis of a state is the batch: call solve once on all samples. With "
-            "tol=None, a fixed budget, vmap works."
+            "allow. The first axis of a state is the batch: call solve once on all samples. Or use "
+            "a bare budget of plain iterations, tol=None and solver='picard'."
         ) from error
 
 

@@ -21,7 +21,7 @@ from torch.autograd import Function, forward_ad
 from deqgen.gradients.functional import attach_functional, in_transform
 from deqgen.gradients.product import Cotangent, Evaluation, Product, filled
 from deqgen.gradients.protocol import Cell, GradientError, State
-from deqgen.gradients.refusal import NO_FORWARD, NO_FURTHER, NO_MIXED, refuse
+from deqgen.gradients.refusal import NO_BATCH, NO_FORWARD, NO_FURTHER, NO_MIXED, refuse
 from deqgen.gradients.states import leaves, rebuild
 
 Respond: TypeAlias = Callable[[Product, Cotangent], Cotangent]
@@ -65,7 +65,7 @@ def attach(
         points = moving or _tracked(z)
         evaluation = Evaluation(f, z, points, args)
         image = evaluation.image
-        if not moving and not _has_tangent(image) and not _reaches_others(image, points):
+        if not moving and not has_tangent(image) and not _reaches_others(image, points):
             return rebuild(z, [leaf.detach() for leaf in image])
         link = _Link(evaluation, respond, order, forward_mode)
         value = image if step == order - 1 else points
@@ -98,8 +98,13 @@ class _Link:
         """The response to a cotangent or, straight, to a tangent."""
         if straight and not self.forward_mode:
             raise GradientError(NO_FORWARD)
-        with torch.no_grad():
-            v: Cotangent = self.respond(Product(self.evaluation, straight), u)
+        try:
+            with torch.no_grad():
+                v: Cotangent = self.respond(Product(self.evaluation, straight), u)
+        except RuntimeError as error:
+            if not str(error).startswith("Batching rule not implemented"):
+                raise
+            raise GradientError(NO_BATCH) from error
         return v
 
 
@@ -153,7 +158,7 @@ class _Response(Function):
 
 def _respond(link: _Link, order: int, straight: bool, u: Cotangent) -> Cotangent:
     """Take one derivative out of ``order``; what comes back allows one fewer."""
-    if _has_tangent(u) or _has_tangent(link.image):
+    if has_tangent(u) or has_tangent(link.image):
         raise GradientError(NO_MIXED)
     if order > 1 and torch.is_grad_enabled():
         v: Cotangent = _Response.apply(link, order - 1, straight, *u)  # type: ignore[no-untyped-call]
@@ -168,7 +173,7 @@ def _tracked(z: State) -> list[Tensor]:
     return [leaf.detach().requires_grad_() for leaf in leaves(z)]
 
 
-def _has_tangent(tensors: Any) -> bool:
+def has_tangent(tensors: Any) -> bool:
     """Whether forward-mode differentiation goes through one of these."""
     unpack: Any = forward_ad.unpack_dual
     return any(unpack(t).tangent is not None for t in tensors)

@@ -1,7 +1,8 @@
 """The link of `adjoint.py` within torch.func, whose transforms keep graphs of their own.
 
-There no tensor may begin a graph, so J^T v comes from :func:`torch.func.vjp`, evaluated in the
-backward pass, and the function behind f(z) is of the form that transforms accept.
+There no tensor may begin a graph, so J^T v comes from :func:`torch.func.vjp`, and the function
+behind f(z) is of the form that transforms accept. The evaluation is that of the forward pass here
+too: by the backward pass :func:`torch.func.functional_call` has taken its parameters away.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ from torch.autograd import Function
 
 from deqgen.gradients.product import Cotangent, Evaluation, Product
 from deqgen.gradients.protocol import Cell, GradientError, State
-from deqgen.gradients.refusal import NO_FUNC
+from deqgen.gradients.refusal import NO_FUNC, Refusal
 from deqgen.gradients.states import leaves, rebuild
 from deqgen_solvers.autocast import Autocast
-from deqgen_solvers.state import map_tensors, take_rows
 
 
 def in_transform() -> bool:
     """Whether a transform of torch.func is going on."""
     return torch._C._functorch.maybe_current_level() is not None
+
+
+def differentiating() -> bool:
+    """Whether the innermost transform of torch.func takes derivatives; vmap does not."""
+    if not in_transform():
+        return False
+    inner = torch._C._functorch.peek_interpreter_stack()
+    return inner is not None and inner.key() != torch._C._functorch.TransformType.Vmap
 
 
 def attach_functional(
@@ -33,18 +41,13 @@ def attach_functional(
 
     One derivative in reverse mode; a further one, or forward mode, raises :class:`GradientError`.
     """
-    points = [leaf.detach() for leaf in leaves(z)]
-    autocast = Autocast(points[0].device)
-    image = leaves(f(rebuild(z, points), *args), like=z)
+    evaluation = _Pulled(f, z, [leaf.detach() for leaf in leaves(z)], args)
 
     def link(u: Cotangent) -> Cotangent:
-        with torch.no_grad(), autocast.on():
-            evaluation = _Pulled(f, z, points, args)
-        with torch.no_grad(), autocast.off():
+        with torch.no_grad(), evaluation.autocast.off():
             return respond(Product(evaluation), u)
 
-    cast = [leaf.to(point.dtype) for leaf, point in zip(image, points, strict=True)]
-    linked = _Linked.apply(link, *cast)  # type: ignore[no-untyped-call]
+    linked = _Linked.apply(link, *evaluation.image)  # type: ignore[no-untyped-call]
     return rebuild(z, list(linked))
 
 
@@ -60,13 +63,11 @@ class _Pulled(Evaluation):
             return tuple(x.to(point.dtype) for x, point in zip(image, points, strict=True))
 
         pulled: Any = torch.func.vjp(flat, *points)
-        self.pull = pulled[1]
+        self.image, self.pull = list(pulled[0]), pulled[1]
 
-    def take(self, rows: Tensor) -> Evaluation:
-        """As :meth:`Evaluation.take`."""
-        args = take_rows(map_tensors(Tensor.detach, self.args), rows)
-        with self.autocast.on():
-            return _Pulled(self.f, self.like, [p.index_select(0, rows) for p in self.points], args)
+    def at(self, points: list[Tensor], args: tuple[Any, ...]) -> Evaluation:
+        """The same cell elsewhere."""
+        return _Pulled(self.f, self.like, points, args)
 
     def vjp(self, v: Cotangent) -> Cotangent:
         """J^T v."""
@@ -87,31 +88,9 @@ class _Linked(Function):
     @staticmethod
     def backward(ctx: Any, *u: Tensor) -> tuple[Any, ...]:
         v = ctx.link(u)
-        # v depends on u and, through J, on what the image depends on; both were not recorded.
-        guarded = _Refused.apply(len(v), *v, *u, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        # v depends on u and, through J, on what the image depends on; neither was recorded.
+        guarded = Refusal.apply(NO_FUNC, len(v), *v, *u, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return None, *guarded
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise GradientError(NO_FUNC)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *_: Any) -> Any:
-        raise GradientError(NO_FUNC)
-
-
-class _Refused(Function):
-    @staticmethod
-    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.clone() for t in tensors[:count])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise GradientError(NO_FUNC)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,10 +12,12 @@ from torch import Tensor
 
 from deqgen.gradients.adjoint import attach
 from deqgen.gradients.product import Cotangent, Product
-from deqgen.gradients.protocol import Cell, Equilibrium, EquilibriumWarning, Forward, State
+from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import answer
-from deqgen_solvers import Solution, Tolerance, make_solver, solve
+from deqgen.gradients.warning import warn_unless_converged
+from deqgen_solvers import NewtonKrylov, Solution, Tolerance, make_solver, solve
+from deqgen_solvers.methods.options import check_count, check_flag
 from deqgen_solvers.protocol import Solver
 
 
@@ -50,7 +51,9 @@ class Implicit:
         callback: called with the :class:`~deqgen_solvers.Solution` of every adjoint solve.
 
     Raises:
-        ValueError: an unknown solver, or ``max_steps`` or ``order`` below 1.
+        ValueError: an unknown solver, or ``max_steps`` or ``order`` below 1; at the first call,
+            NewtonKrylov where the forward solve is compact.
+        TypeError: an option of the wrong type.
 
     Warns:
         EquilibriumWarning: if the forward or the adjoint solve missed its tolerance in some sample.
@@ -65,11 +68,15 @@ class Implicit:
     _last: dict[str, Cotangent] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.solver, str):
-            make_solver(self.solver)  # raises now, not in the first backward pass
-        for name in ("max_steps", "order"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Implicit: {name} must be at least 1, got {getattr(self, name)}.")
+        # All of it now, not in the first backward pass.
+        make_solver(self.solver)
+        check_count("Implicit", "max_steps", self.max_steps)
+        check_count("Implicit", "order", self.order)
+        check_flag("Implicit", "warm_start", self.warm_start)
+        if self.tol is not None and not isinstance(self.tol, Tolerance):
+            raise TypeError(f"Implicit: tol must be a Tolerance or None, got {self.tol!r}.")
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(f"Implicit: callback must be callable, got {self.callback!r}.")
 
     @property
     def keeps_answer(self) -> bool:
@@ -80,12 +87,18 @@ class Implicit:
         self, f: Cell, z0: State, args: tuple[Any, ...], forward: Forward
     ) -> Equilibrium:
         """See :meth:`GradientEstimator.differentiate`."""
+        if forward.compact and isinstance(make_solver(self.solver), NewtonKrylov):
+            raise ValueError(
+                "Implicit: NewtonKrylov differentiates the adjoint system forward, which a compact "
+                "solve evaluates anew. Use GMRES, which is what it would call, or compact=False."
+            )
         solution = forward(f, z0, args)
         if not torch.is_grad_enabled():
             z = answer(solution)
         else:
-            if forward.tol is not None:
-                _warn_unless_converged("forward", solution, "the gradient is that of another point")
+            warn_unless_converged(
+                "forward", solution, forward.tol, "the gradient is that of another point"
+            )
             respond = partial(self._solve_adjoint, compact=forward.compact)
             z = attach(f, solution.z, args, respond, order=self.order, forward_mode=True)
         return Equilibrium(z, (z,), solution)
@@ -104,8 +117,7 @@ class Implicit:
         )
         if self.callback is not None:
             self.callback(solution)
-        if self.tol is not None:
-            _warn_unless_converged("backward", solution, "the gradient is only approximate")
+        warn_unless_converged("backward", solution, self.tol, "the gradient is only approximate")
         v: Cotangent = answer(solution)
         if self.warm_start:
             self._last["v"] = v
@@ -141,16 +153,3 @@ def _where_finite(last: Tensor, u: Tensor) -> Tensor:
     """Rows of ``last`` (B, ...), those of ``u`` where a loss was not finite the last time."""
     finite = last.flatten(1).isfinite().all(1) if last.ndim > 1 else last.isfinite()
     return torch.where(finite.view(-1, *[1] * (last.ndim - 1)), last, u)
-
-
-def _warn_unless_converged(which: str, solution: Solution[Any], effect: str) -> None:
-    if bool(solution.converged.all()):
-        return
-    said = solution.explain().replace("\n", " ")
-    warnings.warn(
-        f"the {which} solve missed its tolerance, so {effect}. {said} Likely causes: (a) the cell "
-        "is no contraction, (b) too few steps, (c) a tolerance below what the dtype can reach, "
-        "autocast included. Try more max_steps, a looser tol, or gradient=Phantom(...).",
-        EquilibriumWarning,
-        stacklevel=3,
-    )

@@ -13,9 +13,12 @@ from deqgen.gradients.product import Cotangent, Product
 from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import answer, detach, map_leaves
+from deqgen.gradients.warning import warn_unless_converged
 from deqgen_solvers.errors import nearest
+from deqgen_solvers.methods.options import check_count
 
 _MODES = ("unroll", "neumann")
+_EFFECT = "the gradient is that of another point"
 
 
 @register_gradient("phantom")
@@ -52,8 +55,7 @@ class Phantom:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"Phantom: steps must be at least 1, got {self.steps}.")
+        check_count("Phantom", "steps", self.steps)
         if not 0 < self.damping <= 1:
             raise ValueError(f"Phantom: damping must lie in (0, 1], got {self.damping}.")
         if self.mode not in _MODES:
@@ -63,10 +65,9 @@ class Phantom:
             return
         if self.mode == "neumann":
             raise ValueError("Phantom: mode='neumann' has one state; every belongs to 'unroll'.")
-        if self.every < 1 or self.steps % self.every:
-            raise ValueError(
-                f"Phantom: every={self.every} must be at least 1 and divide steps={self.steps}."
-            )
+        check_count("Phantom", "every", self.every)
+        if self.steps % self.every:
+            raise ValueError(f"Phantom: every={self.every} does not divide steps={self.steps}.")
 
     @property
     def keeps_answer(self) -> bool:
@@ -78,6 +79,9 @@ class Phantom:
     ) -> Equilibrium:
         """See :meth:`GradientEstimator.differentiate`."""
         solution = forward(f, z0, args)
+        # Recorded steps lead on from the answer, and their gradient is right wherever it is.
+        if torch.is_grad_enabled() and self.keeps_answer:
+            warn_unless_converged("forward", solution, forward.tol, _EFFECT)
         if self.mode == "unroll":
             states = self._unroll(f, solution.z, args)
         elif torch.is_grad_enabled():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deqgen.gradients.protocol import Cell, State
+from deqgen.gradients.recompute import NOT_THE_SAME_ROWS, check_same
 from deqgen.gradients.states import leaves, rebuild
 from deqgen_solvers.autocast import Autocast
 from deqgen_solvers.state import map_tensors, take_rows
@@ -39,9 +40,17 @@ class Evaluation:
     def take(self, rows: Tensor) -> Evaluation:
         """Record f anew on the samples ``rows`` (R,) alone; f is row-wise, args hold rows."""
         args = take_rows(map_tensors(Tensor.detach, self.args), rows)
-        with torch.enable_grad(), self.autocast.on():
-            points = [p.detach().index_select(0, rows).requires_grad_() for p in self.points]
-            return Evaluation(self.f, self.like, points, args)
+        with self.autocast.on():
+            taken = self.at([p.detach().index_select(0, rows) for p in self.points], args)
+        before = [leaf.detach().index_select(0, rows) for leaf in self.image]
+        check_same(before, taken.image, self.autocast, NOT_THE_SAME_ROWS)
+        return taken
+
+    def at(self, points: list[Tensor], args: tuple[Any, ...]) -> Evaluation:
+        """The same cell elsewhere."""
+        with torch.enable_grad():
+            begun = [point.requires_grad_() for point in points]
+            return Evaluation(self.f, self.like, begun, args)
 
     def vjp(self, v: Cotangent) -> Cotangent:
         """J^T v, at the cost of one backward pass through f."""

@@ -40,6 +40,12 @@ NO_MIXED = (
 )
 
 
+NO_BATCH = (
+    "derivatives of an equilibrium whose backward pass is solved are taken one at a time: without "
+    "vectorize=True, is_grads_batched=True or vmap over them. Or use gradient=Unrolled(steps)."
+)
+
+
 def refuse(
     message: str, tensors: tuple[Tensor, ...], anchors: tuple[Any, ...]
 ) -> tuple[Tensor, ...]:
@@ -51,17 +57,22 @@ def refuse(
     alive = [a for a in anchors if isinstance(a, Tensor) and a.requires_grad]
     if not alive or not torch.is_grad_enabled():
         return tensors
-    refused: tuple[Tensor, ...] = _Refusal.apply(  # type: ignore[no-untyped-call]
+    refused: tuple[Tensor, ...] = Refusal.apply(  # type: ignore[no-untyped-call]
         message, len(tensors), *tensors, *alive
     )
     return refused
 
 
-class _Refusal(Function):
+class Refusal(Function):
+    """(message, count, count tensors, anchors) to these tensors; no derivative, of any kind."""
+
     @staticmethod
-    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.message = message
+    def forward(message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(t.clone() for t in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.message = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -70,3 +81,7 @@ class _Refusal(Function):
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
         raise GradientError(ctx.message)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, message: str, *_: Any) -> Any:
+        raise GradientError(message)

@@ -11,15 +11,31 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from deqgen.gradients.protocol import Cell, Equilibrium, EquilibriumWarning, Forward, State
+from deqgen.gradients.protocol import (
+    Cell,
+    Equilibrium,
+    EquilibriumWarning,
+    Forward,
+    GradientError,
+    State,
+)
 from deqgen.gradients.recompute import checkpointed
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import budget_report, leaves, rebuild
 from deqgen_solvers.autocast import Autocast
+from deqgen_solvers.methods.options import check_count
 
 Leaves: TypeAlias = list[Tensor]
 
-_LOST = 1e-6
+# How far from z0 the way back may end, relative to the way: more is a warning, an error.
+_LOST, _WRONG = 1e-6, 1e-2
+
+_MISSED = (
+    "the steps of Reversible, taken back, ended at a relative distance of {missed:.1e} from z0, so "
+    "the gradient is off. Likely causes: (a) rounding errors, since each step back divides by "
+    "1 - beta = {left:.2g}: take fewer steps or a smaller beta, (b) a cell that is not what it was "
+    "then, as after torch.func.functional_call or an optimizer's step. Or use Unrolled(steps)."
+)
 
 
 @register_gradient("reversible")
@@ -52,14 +68,15 @@ class Reversible:
 
     Warns:
         EquilibriumWarning: in a backward pass whose way back misses z0 by more than 1e-6.
+            By more than 1e-2 it raises :class:`GradientError`.
     """
 
     steps: int | None = None
     beta: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"Reversible: steps must be at least 1, got {self.steps}.")
+        if self.steps is not None:
+            check_count("Reversible", "steps", self.steps)
         if not 0 < self.beta < 1:
             raise ValueError(
                 f"Reversible: beta must lie in (0, 1), got {self.beta}; a step with beta=1 "
@@ -75,7 +92,12 @@ class Reversible:
         self, f: Cell, z0: State, args: tuple[Any, ...], forward: Forward
     ) -> Equilibrium:
         """See :meth:`GradientEstimator.differentiate`."""
-        steps = max(1, forward.max_steps // 2) if self.steps is None else self.steps
+        steps = forward.max_steps // 2 if self.steps is None else self.steps
+        if steps < 1:
+            raise ValueError(
+                f"Reversible: a step takes two evaluations; max_steps={forward.max_steps} leaves "
+                "none."
+            )
         scheme = _Scheme(lambda z: f(z, *args), z0, self.beta)
         z = scheme.run(2 * steps)
         return Equilibrium(z, (z,), budget_report(z, steps, 2 * steps))
@@ -154,16 +176,12 @@ class _Scheme:
         for leaf, first, end in zip(self.pair[1], leaves(self.z0), self.end[1], strict=True):
             missed = torch.linalg.vector_norm(leaf - first.detach())
             size = torch.linalg.vector_norm(end) + torch.linalg.vector_norm(first.detach())
-            if not bool(missed <= _LOST * size):
-                warnings.warn(
-                    f"the steps of Reversible, taken back, ended at a relative distance of "
-                    f"{float(missed / size):.1e} from z0, so the first of them were lost to "
-                    "rounding errors and the gradient is off: each step back divides by 1 - beta "
-                    f"= {1 - self.beta:.2g}. Take fewer steps or a smaller beta, or use "
-                    "Unrolled(steps, checkpoint=True).",
-                    EquilibriumWarning,
-                    stacklevel=2,
-                )
+            if bool(missed <= _LOST * size):
+                continue
+            text = _MISSED.format(missed=float(missed / size), left=1 - self.beta)
+            if not bool(missed <= _WRONG * size):
+                raise GradientError(text)
+            warnings.warn(text, EquilibriumWarning, stacklevel=2)
 
     def _state(self, wide: Leaves) -> State:
         pairs = zip(wide, leaves(self.z0), strict=True)

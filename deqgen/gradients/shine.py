@@ -16,9 +16,13 @@ from deqgen.gradients.product import Cotangent, Product
 from deqgen.gradients.protocol import Cell, Equilibrium, Forward
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import answer, leaves, rebuild
+from deqgen.gradients.warning import warn_unless_converged
 from deqgen_solvers import Broyden, make_solver
+from deqgen_solvers.methods.options import check_count
 from deqgen_solvers.methods.window import Pairs, combination, products, solve_small
 from deqgen_solvers.state import Layout
+
+_EFFECT = "the inverse that it learnt, and with it the gradient, is that of another point"
 
 
 @register_gradient("shine")
@@ -50,8 +54,7 @@ class SHINE:
     refine: int = 0
 
     def __post_init__(self) -> None:
-        if self.refine < 0:
-            raise ValueError(f"SHINE: refine must be at least 0, got {self.refine}.")
+        check_count("SHINE", "refine", self.refine, least=0)
 
     @property
     def keeps_answer(self) -> bool:
@@ -67,6 +70,7 @@ class SHINE:
         if not torch.is_grad_enabled():
             z = answer(solution)
             return Equilibrium(z, (z,), solution)
+        warn_unless_converged("forward", solution, forward.tol, _EFFECT)
         layout = Layout(solution.z)
         if solution.fz is not None:
             watched.look(layout.flatten(solution.z), layout.flatten(solution.fz))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from deqgen.gradients.adjoint import forget_casts
-from deqgen.gradients.protocol import Cell, Equilibrium, Forward
+from deqgen.gradients.protocol import Cell, Equilibrium, Forward, GradientError
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import budget_report, detach
+from deqgen_solvers.methods.options import check_count
 
 
 def _generator() -> torch.Generator:
@@ -33,11 +34,13 @@ class StochasticJFB:
         grad: least and most recorded ones, at least 1; memory grows with them.
         generator: where the numbers are drawn from, on the CPU; default: a generator of seed 0 of
             this estimator's own. So processes of one run draw the same numbers, as long as they
-            call it equally often. To resume a run exactly, save its state with the run's. Not for
-            use inside ``torch.utils.checkpoint``, whose recomputation would draw anew.
+            call it equally often. To resume a run exactly, save its state with the run's.
 
     Raises:
-        ValueError: if a range is empty or begins below its least value.
+        ValueError, TypeError: a bound that is no whole number or below its least value, or an empty
+            range.
+        GradientError: when ``torch.utils.checkpoint`` around it evaluates it anew, since it would
+            draw other numbers.
     """
 
     no_grad: tuple[int, int] = (1, 12)
@@ -47,7 +50,9 @@ class StochasticJFB:
     def __post_init__(self) -> None:
         for name, least in (("no_grad", 0), ("grad", 1)):
             value = getattr(self, name)
-            if len(value) != 2 or not least <= value[0] <= value[1]:
+            for bound in value:
+                check_count("StochasticJFB", f"a bound of {name}", bound, least)
+            if len(value) != 2 or value[0] > value[1]:
                 raise ValueError(
                     f"StochasticJFB: {name} must be (least, most) with {least} <= least <= most, "
                     f"got {value!r}."
@@ -76,4 +81,10 @@ class StochasticJFB:
 
     def _draw(self, bounds: tuple[int, int]) -> int:
         low, high = bounds
+        if low < high and torch._C._current_graph_task_id() != -1:  # within a backward pass
+            raise GradientError(
+                "StochasticJFB was evaluated anew in a backward pass, where it would draw other "
+                "numbers of steps and the gradient would be wrong. Do not put "
+                "torch.utils.checkpoint around it, or fix the numbers: no_grad=(n, n), grad=(k, k)."
+            )
         return int(torch.randint(low, high + 1, (), generator=self.generator))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
-from deqgen.gradients.recompute import checkpointed
+from deqgen.gradients.recompute import checkpointed, checkpointed_and_checked
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import budget_report
+from deqgen_solvers.methods.options import check_count, check_flag
 
 
 @register_gradient("unrolled")
@@ -41,8 +42,8 @@ class Unrolled:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"Unrolled: every must be at least 1, got {self.every}.")
+        check_count("Unrolled", "every", self.every)
+        check_flag("Unrolled", "checkpoint", self.checkpoint)
         if self.steps is not None:
             self._check(self.steps)
 
@@ -60,13 +61,18 @@ class Unrolled:
         z = z0
         states = []
         for step in range(1, steps + 1):
-            z = checkpointed(f, z, *args) if self.checkpoint else f(z, *args)
+            z = self._evaluate(f, z, args, last=step == steps)
             if step % self.every == 0:
                 states.append(z)
         return Equilibrium(z, tuple(states), budget_report(z, steps, steps))
 
+    def _evaluate(self, f: Cell, z: State, args: tuple[Any, ...], last: bool) -> State:
+        if not self.checkpoint:
+            return f(z, *args)
+        # The last is the first to be evaluated anew; a cell that has changed is found out there.
+        return (checkpointed_and_checked if last else checkpointed)(f, z, *args)
+
     def _check(self, steps: int) -> None:
-        if steps < 1:
-            raise ValueError(f"Unrolled: steps must be at least 1, got {steps}.")
+        check_count("Unrolled", "steps", steps)
         if steps % self.every:
             raise ValueError(f"Unrolled: every={self.every} does not divide steps={steps}.")

@@ -11,7 +11,16 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from deqgen.gradients import Equilibrium, Forward, GradientEstimator, State, make_gradient
+from deqgen.gradients import (
+    Equilibrium,
+    Forward,
+    GradientError,
+    GradientEstimator,
+    State,
+    make_gradient,
+)
+from deqgen.gradients.adjoint import has_tangent
+from deqgen.gradients.functional import differentiating
 from deqgen.gradients.refusal import refuse
 from deqgen.gradients.states import answer, leaves, map_leaves, rebuild
 from deqgen.layers.initial import Generators, normal_start
@@ -19,6 +28,7 @@ from deqgen.layers.normalization import settle
 from deqgen_solvers import Tolerance, make_solver
 from deqgen_solvers.errors import StateError
 from deqgen_solvers.protocol import Solver
+from deqgen_solvers.state import map_tensors
 
 Initial: TypeAlias = Literal["zeros", "normal"] | Callable[..., State]
 
@@ -182,10 +192,17 @@ class DEQ(nn.Module):
         """``z``, guarded against being differentiated: a missing gradient would go unnoticed."""
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return z
-        owned = self.cell.parameters() if isinstance(self.cell, nn.Module) else ()
-        anchors = (*(a for a in args if isinstance(a, Tensor)), *leaves(z0), *owned)
         message = _NO_GRADIENT.format(gradient=self.gradient)
-        return rebuild(z, list(refuse(message, tuple(leaves(z)), anchors)))
+        anchors: list[Tensor] = []
+        map_tensors(lambda t: anchors.append(t) or t, (z0, args))  # type: ignore[func-returns-value]
+        owner = getattr(self.cell, "__self__", self.cell)
+        if isinstance(owner, nn.Module):
+            anchors += owner.parameters()
+        else:  # what a function reaches by closure shows in an image of it
+            anchors += leaves(self._f(map_leaves(Tensor.detach, z), *args), like=z)
+        if differentiating() or has_tangent(anchors):
+            raise GradientError(message)
+        return rebuild(z, list(refuse(message, tuple(leaves(z)), tuple(anchors))))
 
 
 def _like(image: Tensor, z: Tensor) -> Tensor:

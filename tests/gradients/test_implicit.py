@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqgen.gradients import EquilibriumWarning, Forward, Implicit
+from deqgen.gradients import (
+    JFB,
+    SHINE,
+    EquilibriumWarning,
+    Forward,
+    Implicit,
+    Phantom,
+    Reversible,
+    Unrolled,
+)
 from deqgen.gradients.product import Evaluation, Product
 from deqgen_solvers import Broyden, Solution, Tolerance
 from tests.gradients.cells import TIGHT, gradients, loss, matrix
@@ -142,3 +151,44 @@ def test_an_adjoint_solve_that_fails_says_so() -> None:
 def test_bad_options(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
         Implicit(**{option: 0})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Implicit(tol=1e-5), "tol must be a Tolerance or None"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden), "Broyden"),  # type: ignore[arg-type]
+        (lambda: Implicit(object()), "solver"),  # type: ignore[arg-type]
+        (lambda: Implicit(max_steps=2.5), "max_steps must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Implicit(order=True), "order must be a whole number"),
+        (lambda: Implicit(warm_start="no"), "warm_start must be True or False"),  # type: ignore[arg-type]
+        (lambda: Implicit(callback=3), "callback must be callable"),  # type: ignore[arg-type]
+        (lambda: Phantom(2.5), "steps must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Unrolled(2.0), "steps must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Unrolled(2, checkpoint=1), "checkpoint must be True or False"),  # type: ignore[arg-type]
+        (lambda: Reversible(2.5), "steps must be a whole number"),  # type: ignore[arg-type]
+    ],
+)
+def test_mistakes_are_found_when_an_estimator_is_built(build: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        build()
+
+
+def test_a_pair_that_cannot_work_is_refused_at_the_first_call() -> None:
+    cell, (z0, gain, x) = Graded(), batch()
+    forward = Forward(Broyden(memory=50), TIGHT, 200, compact=True)
+    with pytest.raises(ValueError, match="NewtonKrylov"):
+        Implicit("newton_krylov").differentiate(cell, z0, (gain, x), forward)
+    with pytest.raises(ValueError, match="two evaluations"):
+        Reversible().differentiate(cell, z0, (gain, x), Forward(tol=None, max_steps=1))
+
+
+@pytest.mark.parametrize("estimator", [JFB(), Phantom(2, 0.5, "neumann"), SHINE()])
+def test_every_estimator_that_solves_says_so_when_the_solve_failed(estimator: Any) -> None:
+    cell, (z0, gain, x) = Graded(), batch()
+    short = Forward(Broyden(memory=2), TIGHT, 2)
+    with pytest.warns(EquilibriumWarning, match="forward solve missed"):
+        estimator.differentiate(cell, z0, (gain, x), short)
+    Phantom(2).differentiate(cell, z0, (gain, x), short)  # its own steps lead on: no warning
+    spent = Forward(Broyden(memory=2), Tolerance(atol=0.0, rtol=0.0), 2)
+    estimator.differentiate(cell, z0, (gain, x), spent)  # a budget by design: no warning

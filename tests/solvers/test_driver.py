@@ -11,6 +11,7 @@ from deqgen_solvers import (
     OptionError,
     OptionTypeError,
     Progress,
+    StateError,
     Status,
     Tolerance,
     solve,
@@ -316,3 +317,11 @@ def test_norms_that_underflow_do_not_count_as_converged(scale: float) -> None:
     true = (f(solution.z).double() - solution.z.double()).norm(dim=1)
     torch.testing.assert_close(solution.residual.double(), true, rtol=1e-5, atol=0)
     assert solution.trace is not None and solution.trace.residual.isfinite().all()
+
+
+@pytest.mark.parametrize("tol", [TOL, None])
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
+def test_a_function_that_changes_its_state_in_place(solver: str, tol: Tolerance | None) -> None:
+    """The solver's own iterates would change with it."""
+    with pytest.raises(StateError, match="in place"):
+        solve(lambda z: z.mul_(0.5).add_(1.0), torch.zeros(2, 3), solver=solver, tol=tol)
