@@ -254,4 +254,4 @@ def _common_rows(found: list[tuple[str, Tensor]]) -> int:
             )
         if tensor.device != first.device:
             raise StateError(f"z0{path}: on {tensor.device}, z0{first_path} on {first.device}.")
-    return int(first.shape[0])
+    return first.shape[0]  # not int(): torch.export keeps a free batch size symbolic

@@ -1,8 +1,8 @@
 """A model as a fixed program, for runtimes without Python.
 
 A solve to a tolerance looks at residuals to see when to stop, which no graph can hold. So a fixed
-number of evaluations is exported, of which the last image is taken; the tensors of the model that
-stay the same over the iterations are in the file once.
+number of evaluations is exported, of which the last image is taken; by default they are plain
+iterations, which every runtime can do, while ONNX knows no linear systems and so no Anderson.
 
 Letters: B samples, C channels, H and W pixels.
 """
@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from deqgen.atomic import replacing
 from deqgen.models.protocol import GenerativeModel
+from deqgen_solvers import Solver
 
 OPSET = 18
 
@@ -31,25 +32,35 @@ class FixedBudget(nn.Module):
     Args:
         model: what to run; it is put into evaluation mode.
         max_steps: evaluations of an equilibrium model's cell; default: the model's own.
+        solver: what leads from one to the next.
     """
 
-    def __init__(self, model: GenerativeModel, max_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        model: GenerativeModel,
+        max_steps: int | None = None,
+        solver: str | Solver[Any] = "picard",
+    ) -> None:
         super().__init__()
         self.model = model.eval()
-        self.max_steps = max_steps
+        self.max_steps, self.solver = max_steps, solver
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Take noise (B, C, H, W), and label (B,), to images (B, C, H, W)."""
-        image: Tensor = self.model(noise, label, max_steps=self.max_steps, tol=None).image
+        out = self.model(noise, label, max_steps=self.max_steps, tol=None, solver=self.solver)
+        image: Tensor = out.image
         return image
 
 
-def export_program(model: GenerativeModel, *, max_steps: int | None = None) -> ExportedProgram:
+def export_program(
+    model: GenerativeModel, *, max_steps: int | None = None, solver: str | Solver[Any] = "picard"
+) -> ExportedProgram:
     """Trace a model with :func:`torch.export.export`; the batch size stays free.
 
     Args:
         model: any model of the zoo; a denoiser (``noise_level=True``) is none of these.
         max_steps: evaluations of an equilibrium model's cell; default: the model's own.
+        solver: name or object of what leads from one to the next.
 
     Returns:
         A program of noise ``(B, C, H, W)`` in the model's dtype and, for a conditional model, label
@@ -69,7 +80,7 @@ def export_program(model: GenerativeModel, *, max_steps: int | None = None) -> E
     was_training = model.training
     try:
         with torch.no_grad():
-            program = FixedBudget(model, max_steps)
+            program = FixedBudget(model, max_steps, solver)
             return torch.export.export(program, inputs, dynamic_shapes=shapes)
     finally:
         model.train(was_training)
@@ -83,7 +94,7 @@ def export_onnx(
     Args:
         model: any model of the zoo, in float32.
         path: ends in ``.onnx``; the file appears whole or not at all.
-        max_steps: as in :func:`export_program`.
+        max_steps: as in :func:`export_program`; plain iterations.
 
     Returns:
         The path. Inputs are called ``noise`` and, for a conditional model, ``label``; the output

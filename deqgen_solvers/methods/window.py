@@ -29,7 +29,7 @@ class Pairs:
     @staticmethod
     def empty(z: Tensor, memory: int) -> Pairs:
         """Return room for ``memory`` pairs of vectors like z (B, N)."""
-        small = torch.zeros(len(z), memory, memory, dtype=small_dtype(z), device=z.device)
+        small = torch.zeros(z.shape[0], memory, memory, dtype=small_dtype(z), device=z.device)
         return Pairs(empty_window(z, memory), empty_window(z, memory), small)
 
     @property
