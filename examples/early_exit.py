@@ -111,9 +111,8 @@ def draw(whole: Run, rows: list[dict[str, Any]], path: Path) -> None:
     left.set_ylabel("residual, relative to the first")
     left.legend()
     for line in rows[1:]:
-        at = sorted(line["exits"])
-        gone = torch.tensor([line["exits"][k] for k in at]).cumsum(0)
-        right.step(at, gone, where="post", marker=".", label=f"rtol {line['rtol']:g}")
+        gone = torch.tensor([line["exits"].get(k, 0.0) for k in steps]).cumsum(0)
+        right.plot(steps, gone, marker="o", alpha=0.7, label=f"rtol {line['rtol']:g}")
     right.set_xlabel("evaluations of the cell")
     right.set_ylabel("fraction of samples that have left")
     right.set_ylim(0, 1.02)

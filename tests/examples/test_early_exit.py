@@ -1,0 +1,55 @@
+"""examples/early_exit.py, run small on an untrained model that contracts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deqgen.models import create_model, save_model
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "early_exit.py"
+pytestmark = pytest.mark.timeout(300)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_work_falls_with_the_tolerance(tmp_path: Path) -> None:
+    options = {"width": 16, "scales": 2, "groups": 4, "patch_size": 4, "num_classes": 10}
+    model = create_model("DEQ-UNet-T", **options)
+    with torch.no_grad():
+        model.decoder.conv.weight.fill_(0.01)
+    saved = save_model(model, tmp_path / "student.safetensors")
+    out = tmp_path / "new" / "out"
+    done = run(saved, "--rtol", 0.1, 0.01, "--count", 24, "--batch-size", 12, "--output-dir", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "early_exit.json").read_text())
+    assert [row["rtol"] for row in rows] == [0.0, 0.1, 0.01]
+    whole, loose, tight = (row["evaluations"] for row in rows)
+    assert loose < tight < whole == 12
+    for row in rows:
+        assert abs(sum(row["exits"].values()) - 1) < 1e-9
+        assert abs(row["saved"] - (1 - row["evaluations"] / whole)) < 1e-9
+    assert (out / "early_exit.png").stat().st_size > 10_000
+    assert done.stdout.count("fd_cifar10") == 3
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    vit = save_model(
+        create_model("ViT-N/8", depth=1, width=32, heads=2), tmp_path / "v.safetensors"
+    )
+    for arguments, message in (
+        ((tmp_path / "none.safetensors",), "is missing"),
+        ((vit,), "which has no equilibrium"),
+        ((vit, "--count", 1), "--count must be at least 2"),
+    ):
+        done = run(*arguments, "--output-dir", tmp_path / "o")
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert message in done.stderr
