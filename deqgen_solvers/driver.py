@@ -37,6 +37,9 @@ T = TypeVar("T")
 # it, so all of them together cost less than three of the whole batch, however the samples finish.
 _GATHER_AT = 0.75
 
+# Up to so many rows a loop over Python numbers is faster than operations on small tensors.
+_FEW = 64
+
 
 def solve(
     f: Callable[..., T],
@@ -211,7 +214,8 @@ class _Search:
         # Of all samples (B,).
         self.status = torch.full((batch,), int(Status.MAX_STEPS))
         self.steps = torch.full((batch,), -1)  # -1: still running
-        self.residual = torch.full((batch,), torch.nan, dtype=torch.float64)  # of the answer
+        precision = real_dtype(self.layout.dtype)
+        self.residual = torch.full((batch,), torch.nan, dtype=precision)  # of the answer
         self.answer: tuple[Tensor, Tensor] | None = None  # (B, N) twice, once rows have left
         # Of the rows held (R,).
         self.rows = torch.arange(batch)
@@ -250,30 +254,39 @@ class _Search:
     def _judge(self, z: Tensor, fz: Tensor) -> None:
         """Take over a new iterate (R, N) row by row and see what each row has come to."""
         residual, size = _measure(_norm, z, fz)  # the synchronisation of this step
-        threshold = self.tol.threshold(size, self.layout.unknowns)
-        above, better = residual > threshold, residual < self.best  # NaN is neither
-        if self.all_running and bool((above & better).all()):
-            # Every row came closer and none is done: the usual step, worth the shortest way.
-            self._note(residual)
+        going, closer = self._look(residual, size)
+        if not (self.all_running and going):
+            self._part(z, fz, residual, size)
+            return
+        self._note(residual)
+        if closer:  # the usual step, worth the shortest way
             self.at.move(z, fz)
             self.level, self.best, self.at_best = residual, residual, self.running
-            return
-        if self.all_running and bool((above & (residual < torch.inf)).all()):
-            # None is done or lost, though some are further away.
-            self._note(residual)
-            self.at.move(z, fz, left=self.at_best & ~better)
+        else:
+            better = residual < self.best
+            self.at.move(z, fz, left=self.at_best > better)  # at_best, and not better
             self.level, self.best = residual, torch.minimum(residual, self.best)
             self.at_best = better
-            return
-        self._part(z, fz, residual, size)
+
+    def _look(self, residual: Tensor, size: Tensor) -> tuple[bool, bool]:
+        """Whether all rows go on, none of them done or lost, and whether all came closer."""
+        if len(residual) > _FEW:
+            closer = bool((residual < self.best).all())  # NaN is not
+            above = residual > self._threshold(size)
+            return bool((above if closer else above & (residual < torch.inf)).all()), closer
+        least, rtol = self.tol.absolute(self.layout.unknowns), self.tol.rtol
+        levels = residual.tolist()
+        closer = all(r < best for r, best in zip(levels, self.best.tolist(), strict=True))
+        pairs = zip(levels, size.tolist(), strict=True)
+        return all(s * rtol + least < r < math.inf for r, s in pairs), closer
 
     def _part(self, z: Tensor, fz: Tensor, residual: Tensor, size: Tensor) -> None:
         """Take over an iterate after which some row ends, or some have ended before."""
-        threshold = self.tol.threshold(size, self.layout.unknowns)
+        threshold = self._threshold(size)
         met = self.running & (residual <= threshold)
         if bool((met & _underflows(threshold, z.dtype)).any()):  # rare: synchronises once more
             residual, size = _measure(_scaled_norm, z, fz)
-            threshold = self.tol.threshold(size, self.layout.unknowns)
+            threshold = self._threshold(size)
         self._note(residual)
         above, better = residual > threshold, residual < self.best
         # An infinite size would make the threshold infinite, and a diverging row converged.
@@ -286,6 +299,10 @@ class _Search:
         self.at_best = torch.where(kept, better, self.at_best)
         self._finish(self.running & ~kept, Status.NONFINITE)
         self._finish(met, Status.CONVERGED)
+
+    def _threshold(self, size: Tensor) -> Tensor:
+        """What the tolerance says to ||f(z)|| (R,); in double, where it does not underflow."""
+        return self.tol.threshold(size.double(), self.layout.unknowns)
 
     def _note(self, residual: Tensor) -> None:
         if self.history is not None:
@@ -305,8 +322,8 @@ class _Search:
 
     def _progress(self) -> Progress:
         z, fz = self.layout.unflatten(self.at.z), self.layout.unflatten(self.at.fz)
-        host = (t.clone() for t in (self.level, self.running))
-        return Progress(self.step, self.rows.clone(), z, fz, *host)
+        level = self.level.to(torch.float64, copy=True)
+        return Progress(self.step, self.rows.clone(), z, fz, level, self.running.clone())
 
     def _gather(self, state: Any) -> Any:
         """Let finished rows leave; return the state of those that stay."""
@@ -343,15 +360,14 @@ class _Search:
         assert self.answer is not None
         z, fz = self.answer
         device = self.layout.device
-        residual = self.residual.to(real_dtype(self.layout.dtype)).to(device)
         steps = torch.where(self.steps < 0, self.step, self.steps)
         trace = None
         if self.history is not None:
-            trace = Trace(torch.stack(self.history), tuple(self.evaluated))
+            trace = Trace(torch.stack(self.history).double(), tuple(self.evaluated))
         return Solution(
             z=self.layout.unflatten(z),
             fz=self.layout.unflatten(fz),
-            residual=residual,
+            residual=self.residual.to(device),
             status=self.status.to(device),
             steps=steps.to(device),
             nfe=self.call.calls,
@@ -364,7 +380,8 @@ def _without_vmap(look: Callable[[Tensor, Tensor], None], z: Tensor, fz: Tensor)
     try:
         look(z, fz)
     except RuntimeError as error:
-        if not str(error).startswith("vmap:"):
+        # The latter is what ``tolist`` says there.
+        if not str(error).startswith(("vmap:", "Cannot access data pointer")):
             raise
         raise StateError(
             "solve: a solve to a tolerance looks at residuals, which torch.func.vmap does not "
@@ -375,7 +392,13 @@ def _without_vmap(look: Callable[[Tensor, Tensor], None], z: Tensor, fz: Tensor)
 
 def _measure(norm: Callable[[Tensor], Tensor], z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:
     """||f(z) - z|| and ||f(z)|| of each row, (R,) each, on the host."""
-    residual, size = torch.stack((norm(fz - z), norm(fz))).cpu().double().unbind(0)
+    return _to_host(norm(fz - z), norm(fz))
+
+
+def _to_host(residual: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both (R,) on the host, in the one transfer of a step."""
+    if residual.device.type != "cpu":
+        residual, size = torch.stack((residual, size)).cpu().unbind(0)
     return residual, size
 
 

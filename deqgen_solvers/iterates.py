@@ -46,7 +46,7 @@ class Iterates:
             self._best, self._owned = take_rows(self._best, rows), True
 
     def _save(self, left: Tensor) -> None:
-        count = int(left.sum())
+        count = int(left.count_nonzero())
         if count == 0:
             return
         if count == len(left):
@@ -62,7 +62,7 @@ class Iterates:
 
 def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Rows of ``new`` where the host's mask (R,) is set; no copy when all or none are."""
-    count = int(mask.sum())
+    count = int(mask.count_nonzero())
     if count in (0, len(mask)):
         return new if count else old
     return torch.where(mask.to(new.device, non_blocking=True).unsqueeze(1), new, old)

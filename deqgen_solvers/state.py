@@ -48,6 +48,11 @@ class Leaf:
     as_pairs: bool
 
     @property
+    def flat(self) -> bool:
+        """Whether it is a matrix (B, columns) as it stands: worth a short way."""
+        return len(self.shape) == 1 and not self.as_pairs
+
+    @property
     def columns(self) -> int:
         """How many columns of the flat matrix belong to this leaf."""
         return math.prod(self.shape) * (2 if self.as_pairs else 1)
@@ -90,9 +95,9 @@ class Layout:
         """Check ``tree`` against the layout and return it as (rows, N), rows = B unless given."""
         rows = self.rows if rows is None else rows
         if self._single:
-            return _checked(self.leaves[0], tree, rows, name).to(self.dtype)
+            return _cast(_checked(self.leaves[0], tree, rows, name), self.dtype)
         found = _matched(self._skeleton, tree, name)
-        parts = [_checked(leaf, value, rows, name).to(self.dtype) for leaf, value in found]
+        parts = [_cast(_checked(leaf, value, rows, name), self.dtype) for leaf, value in found]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def unflatten(self, flat: Tensor) -> Tree:
@@ -212,21 +217,27 @@ def _matched(skeleton: Tree, tree: Tree, path: str) -> Iterator[tuple[Leaf, Any]
 
 def _checked(leaf: Leaf, value: Any, rows: int, name: str) -> Tensor:
     """What belongs in ``leaf``, as (rows, columns) in its own dtype; StateError if amiss."""
-    where = f"{name}{leaf.path}"
     if not isinstance(value, Tensor):
-        raise StateError(f"{where}: expected a tensor, as in z0, got {type(value).__name__}.")
+        raise StateError(
+            f"{name}{leaf.path}: expected a tensor, as in z0, got {type(value).__name__}."
+        )
     if value.shape != (rows, *leaf.shape):
         raise StateError(
-            f"{where}: got shape {tuple(value.shape)} for a state of shape "
+            f"{name}{leaf.path}: got shape {tuple(value.shape)} for a state of shape "
             f"{(rows, *leaf.shape)}; f must return the shape that it was given."
         )
     if value.dtype != leaf.dtype:
         raise StateError(
-            f"{where}: got {value.dtype} for a state of {leaf.dtype}. Likely causes: (a) autocast "
-            "inside f, (b) a weight or an input of another dtype. Cast what f returns, or z0."
+            f"{name}{leaf.path}: got {value.dtype} for a state of {leaf.dtype}. Likely causes: "
+            "(a) autocast inside f, (b) a weight or an input of another dtype. Cast what f "
+            "returns, or z0."
         )
     if value.device != leaf.device:
-        raise StateError(f"{where}: got a tensor on {value.device} for a state on {leaf.device}.")
+        raise StateError(
+            f"{name}{leaf.path}: got a tensor on {value.device} for a state on {leaf.device}."
+        )
+    if leaf.flat:
+        return value
     parts: Tensor = torch.view_as_real(value.resolve_conj()) if leaf.as_pairs else value
     return parts.reshape(rows, leaf.columns)
 
@@ -237,7 +248,12 @@ def _restore(leaf: Leaf, columns: Tensor) -> Tensor:
     if leaf.as_pairs:
         pairs = columns.reshape(rows, *leaf.shape, 2).contiguous()
         return torch.view_as_complex(pairs).to(leaf.dtype)
-    return columns.reshape(rows, *leaf.shape).to(leaf.dtype)
+    return _cast(columns if leaf.flat else columns.reshape(rows, *leaf.shape), leaf.dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, which costs as much as a small sum even where it does nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _common_rows(found: list[tuple[str, Tensor]]) -> int:

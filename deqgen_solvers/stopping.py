@@ -39,6 +39,10 @@ class Tolerance:
             if not (math.isfinite(value) and value >= 0):
                 raise OptionError(f"Tolerance: {name} must be finite and >= 0, got {value!r}.")
 
+    def absolute(self, unknowns: int) -> float:
+        """The part of a threshold that does not depend on ||f(z)||."""
+        return self.atol * math.sqrt(unknowns)
+
     def threshold(self, size: Tensor, unknowns: int) -> Tensor:
         """Largest residual that counts as converged, (B,), where ``size`` is ||f(z)|| (B,)."""
-        return size * self.rtol + self.atol * math.sqrt(unknowns)
+        return size * self.rtol + self.absolute(unknowns)

@@ -120,7 +120,8 @@ def _inverse(pairs: Pairs | None, u: Tensor) -> Tensor:
         return u
     steps, changes = pairs.vectors()  # (B, K, N) each
     held = pairs.small[:, : steps.shape[1], : steps.shape[1]]  # (B, K, K)
-    return u + combination(steps, solve_small(held.mH, products(changes, u)))
+    weights = solve_small(held.mH, products(changes, u.unsqueeze(1)))  # (B, 1, K)
+    return u + combination(steps, weights).squeeze(1)
 
 
 def _broyden(forward: Forward) -> Broyden:

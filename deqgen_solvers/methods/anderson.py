@@ -58,23 +58,24 @@ class Anderson:
 
     def step(self, f: Function, z: Tensor, fz: Tensor, state: Pairs) -> tuple[Tensor, Pairs]:
         """Propose the next iterate (B, N)."""
-        u = self._damped(z, fz)  # (B, N)
         if self.memory == 1:
-            return u, state
+            return self._damped(z, fz), state
+        z, fz = z.unsqueeze(1), fz.unsqueeze(1)  # (B, 1, N) each
+        u = self._damped(z, fz)  # (B, 1, N)
         if state.last is None:
-            return u, replace(state, last=(z, fz))
+            return u.squeeze(1), replace(state, last=(z, fz))
         last_z, last_fz = state.last
-        r = fz - z  # (B, N)
+        r = fz - z  # (B, 1, N)
         first, second = state.room()
-        dr = torch.sub(r, torch.sub(last_fz, last_z, out=first), out=first)  # (B, N)
-        du = torch.sub(u, self._damped(last_z, last_fz), out=second)  # (B, N)
+        dr = torch.sub(r, torch.sub(last_fz, last_z, out=first), out=first)  # (B, 1, N)
+        du = torch.sub(u, self._damped(last_z, last_fz), out=second)  # (B, 1, N)
         pairs, dr, du = state.push(dr, du, (z, fz))
         all_dr, all_du = pairs.vectors()  # (B, K, N) each
-        column, right = products(all_dr, dr), products(all_dr, r)  # (B, K) each
+        column, right = products(all_dr, dr), products(all_dr, r)  # (B, 1, K) each
         del r  # z_next may have its memory
         ridge = torch.finfo(z.dtype).eps if self.ridge is None else self.ridge
-        pairs, gamma = pairs.solve(column.conj(), column, right, ridge)  # (B, K)
-        return add_combination(u, all_du, gamma, -1), pairs
+        pairs, gamma = pairs.solve(column.conj(), column, right, ridge)  # (B, 1, K)
+        return add_combination(u, all_du, gamma, -1).squeeze(1), pairs
 
     def _damped(self, z: Tensor, fz: Tensor) -> Tensor:
         return fz if self.damping == 1 else z.lerp(fz, self.damping)

@@ -24,7 +24,7 @@ class AndersonTypeIState:
     """The window, and how far a sample may go astray."""
 
     pairs: Pairs  # differences of z, of length 1, and of r = f(z) - z
-    bound: Tensor  # (B,) a sample whose ||r|| * steps is above it takes a plain step
+    bound: Tensor  # (B, 1) a sample whose ||r|| * steps is above it takes a plain step
 
 
 @register_solver("anderson-type-1")
@@ -70,32 +70,34 @@ class AndersonTypeI:
 
     def init(self, z0: Tensor) -> AndersonTypeIState:
         """Allocate the window for ``z0`` (B, N)."""
-        return AndersonTypeIState(Pairs.empty(z0, self.memory - 1), z0.new_zeros(len(z0)).real)
+        return AndersonTypeIState(Pairs.empty(z0, self.memory - 1), z0.new_zeros(len(z0), 1).real)
 
     def step(
         self, f: Function, z: Tensor, fz: Tensor, state: AndersonTypeIState
     ) -> tuple[Tensor, AndersonTypeIState]:
         """Propose the next iterate (B, N)."""
         pairs, bound = state.pairs, state.bound
-        r = fz - z  # (B, N)
-        norm = torch.linalg.vector_norm(r, dim=1)  # (B,)
-        plain = fz if self.damping == 1 else z.lerp(fz, self.damping)  # (B, N)
+        z, fz = z.unsqueeze(1), fz.unsqueeze(1)  # (B, 1, N) each
+        r = fz - z  # (B, 1, N)
+        norm = torch.linalg.vector_norm(r, dim=2)  # (B, 1)
+        plain = fz if self.damping == 1 else z.lerp(fz, self.damping)  # (B, 1, N)
         if self.memory == 1 or pairs.last is None:
-            return plain, AndersonTypeIState(replace(pairs, last=(z, fz)), _SAFE * norm)
+            started = AndersonTypeIState(replace(pairs, last=(z, fz)), _SAFE * norm)
+            return plain.squeeze(1), started
         last_z, last_fz = pairs.last
         first, second = pairs.room()
-        dz = torch.sub(z, last_z, out=first)  # (B, N)
-        dr = torch.sub(r, torch.sub(last_fz, last_z, out=second), out=second)  # (B, N)
+        dz = torch.sub(z, last_z, out=first)  # (B, 1, N)
+        dr = torch.sub(r, torch.sub(last_fz, last_z, out=second), out=second)  # (B, 1, N)
         pairs, dz, dr = pairs.push(dz, dr, (z, fz))
         all_dz, all_dr = pairs.vectors()  # (B, K, N) each
         # -<dz_i, dr_j> is positive for a contraction, as the ridge is.
-        row, column = -products(all_dr, dz).conj(), -products(all_dz, dr)  # (B, K) each
+        row, column = -products(all_dr, dz).conj(), -products(all_dz, dr)  # (B, 1, K) each
         rounding = torch.finfo(r.dtype).eps
         ridge = rounding if self.ridge is None else self.ridge
-        pairs, gamma = pairs.solve(row, column, -products(all_dz, r), ridge)  # (B, K)
-        step = combination(all_dz, gamma) + self.damping * combination(all_dr, gamma)  # (B, N)
-        safe = norm * (pairs.taken + 1) ** _POWER <= bound  # (B,)
+        pairs, gamma = pairs.solve(row, column, -products(all_dz, r), ridge)  # (B, 1, K)
+        step = combination(all_dz, gamma) + self.damping * combination(all_dr, gamma)  # (B, 1, N)
+        safe = norm * (pairs.taken + 1) ** _POWER <= bound  # (B, 1)
         # Longer than r / rounding: the system is singular, up to the ridge.
-        safe &= torch.linalg.vector_norm(step, dim=1) * (100 * rounding) <= norm
-        z_next = torch.where(safe.unsqueeze(1), plain - step, plain)
-        return z_next, AndersonTypeIState(pairs, bound)
+        safe &= torch.linalg.vector_norm(step, dim=2) * (100 * rounding) <= norm
+        z_next = torch.where(safe.unsqueeze(2), plain - step, plain)
+        return z_next.squeeze(1), AndersonTypeIState(pairs, bound)

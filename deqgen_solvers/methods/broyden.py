@@ -67,27 +67,44 @@ class Broyden:
 
     def step(self, f: Function, z: Tensor, fz: Tensor, state: Pairs) -> tuple[Tensor, Pairs]:
         """Propose the next iterate (B, N)."""
+        z, fz = z.unsqueeze(1), fz.unsqueeze(1)  # (B, 1, N) each
         if state.last is None:
-            return self._search(f, z, fz, fz, None), replace(state, last=(z, fz))
-        last_z, last_fz = state.last
+            z_next, pairs = fz, replace(state, last=(z, fz))
+        else:
+            z_next, pairs = self._propose(z, fz, state, *state.last)
+        if self.line_search:
+            return self._search(f, z, fz, z_next, state.last), pairs
+        return z_next.squeeze(1), pairs
+
+    def _propose(
+        self, z: Tensor, fz: Tensor, state: Pairs, last_z: Tensor, last_fz: Tensor
+    ) -> tuple[Tensor, Pairs]:
+        """Take the full step (B, 1, N)."""
         first, second = state.room()
         s, change = torch.sub(z, last_z, out=first), torch.sub(fz, last_fz, out=second)
         pairs, s, change = state.push(s, change, (z, fz))
         ds, df = pairs.vectors()  # (B, K, N) each
         # Row of P: the newest step against older changes. Column of N - P: S^T (s - change),
         # where N has entries only for steps not newer than the column's.
-        row, column = -products(df, s).conj(), products(ds, s - change)  # (B, K) each
-        pairs, weights = pairs.solve(row, column, products(ds, fz - z))  # (B, K)
-        z_next = add_combination(fz, df, weights)
-        return self._search(f, z, fz, z_next, last_z), pairs
+        row, column = -products(df, s).conj(), products(ds, s - change)  # (B, 1, K) each
+        pairs, weights = pairs.solve(row, column, products(ds, fz - z))  # (B, 1, K)
+        return add_combination(fz, df, weights), pairs
 
     def _search(
-        self, f: Function, z: Tensor, fz: Tensor, z_next: Tensor, last_z: Tensor | None
+        self,
+        f: Function,
+        z: Tensor,
+        fz: Tensor,
+        z_next: Tensor,
+        last: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Go from z only so far towards z_next (B, N) as the residual grows no more than twice."""
-        if not self.line_search:
-            return z_next
+        """Go from z only so far towards z_next (B, 1, N) as the residual grows no more than twice.
+
+        Returns:
+            (B, N)
+        """
+        z, fz, z_next = z.squeeze(1), fz.squeeze(1), z_next.squeeze(1)  # (B, N) each
         level = _GROWTH * vector_norm(fz - z, dim=1)  # (B,)
         # A frozen sample has not moved; a search would find nothing and hold up the others.
-        still = (z == last_z).all(dim=1) if last_z is not None else torch.zeros_like(level) > 0
+        still = torch.zeros_like(level) > 0 if last is None else (z == last[0][:, 0]).all(dim=1)
         return backtrack(f, z, z_next - z, level, still)

@@ -46,7 +46,8 @@ class GMRESState:
 
     def minimiser(self) -> Tensor:
         """Return the point of least residual so far, (B, N)."""
-        return self.base + combination(self.basis[:, : self.filled - 1], self.weights)
+        basis = self.basis[:, : self.filled - 1]
+        return self.base + combination(basis, self.weights.unsqueeze(1)).squeeze(1)
 
 
 @register_solver("gmres")
@@ -123,9 +124,8 @@ class GMRES:
         stride = torch.where(ahead[:, -1].abs() < share, share, ahead[:, -1])
         there = weights + ahead[:, :-1]
         known = problem.residual(there)
-        proposal = base + combination(
-            basis[:, : slot + 1], torch.cat((there, stride.unsqueeze(1)), dim=1)
-        )
+        weight = torch.cat((there, stride.unsqueeze(1)), dim=1).unsqueeze(1)  # (B, 1, K)
+        proposal = base + combination(basis[:, : slot + 1], weight).squeeze(1)
         return proposal, GMRESState(
             base, basis, first, problem, weights, least, known, stride, slot + 1
         )
@@ -142,9 +142,10 @@ def _begins(state: GMRESState, norm: Tensor) -> Tensor:
 
 def _split(basis: Tensor, first: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of r (B, N) in the basis (B, K, N), and what is orthogonal to it (B, N)."""
-    unused = torch.arange(basis.shape[1], device=r.device) < first.unsqueeze(1)  # (B, K)
+    r = r.unsqueeze(1)  # (B, 1, N)
+    unused = torch.arange(basis.shape[1], device=r.device) < first[:, None, None]  # (B, 1, K)
     along = products(basis, r).to(small_dtype(r)).masked_fill(unused, 0)
     across = r - combination(basis, along)
     # Twice is enough: once leaves rounding errors of r, long beside a short remainder.
     again = products(basis, across).to(small_dtype(r)).masked_fill(unused, 0)
-    return along + again, across - combination(basis, again)
+    return (along + again).squeeze(1), (across - combination(basis, again)).squeeze(1)

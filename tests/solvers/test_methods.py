@@ -256,7 +256,7 @@ def test_no_fixed_point_ends_honestly(solver: Solver) -> None:
 def test_ridge_holds_back_directions_that_say_nothing(dtype: torch.dtype) -> None:
     """In double precision, whatever the state's: in single, 1 + 2^-25 is 1."""
     window = Pairs.empty(torch.zeros(1, 9, dtype=dtype), 2)
-    ones = lambda count: torch.ones(1, count, dtype=dtype)  # noqa: E731
+    ones = lambda count: torch.ones(1, 1, count, dtype=dtype)  # noqa: E731
     window, _ = replace(window, taken=1).solve(ones(1), ones(1), ones(1), ridge=2.0**-25)
     window, weights = replace(window, taken=2).solve(ones(2), ones(2), ones(2), ridge=2.0**-25)
     assert torch.allclose(weights.to(dtype), ones(2) / 2, atol=1e-6)
@@ -265,16 +265,16 @@ def test_ridge_holds_back_directions_that_say_nothing(dtype: torch.dtype) -> Non
 @given(exponent=st.integers(-60, 60), dtype=st.sampled_from([torch.float64, torch.complex128]))
 def test_a_unit_pair_keeps_directions_and_proportion(exponent: int, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
-    first, second = torch.randn(2, 3, 5, generator=g, dtype=dtype)
+    first, second = torch.randn(2, 3, 1, 5, generator=g, dtype=dtype)
     scale = 10.0**exponent
     unit, other = unit_pair(scale * first, scale * second)
-    length = first.norm(dim=1, keepdim=True)
+    length = first.norm(dim=2, keepdim=True)
     assert torch.allclose(unit, first / length) and torch.allclose(other, second / length)
 
 
 def test_a_unit_pair_of_nothing_is_nothing() -> None:
-    first = torch.zeros(2, 3, requires_grad=True)
-    unit, other = unit_pair(first, torch.zeros(2, 3))
+    first = torch.zeros(2, 1, 3, requires_grad=True)
+    unit, other = unit_pair(first, torch.zeros(2, 1, 3))
     assert not unit.any() and not other.any()
     (unit.sum() + other.sum()).backward()
     assert first.grad.isfinite().all()
@@ -285,20 +285,26 @@ def test_small_solve_gives_up_row_by_row() -> None:
     matrix[1] = torch.nan
     matrix[2] = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
     matrix[3, 0, 0] = 0  # elimination from below leaves a finite number here
-    right = torch.tensor([[1.0, 2.0]], dtype=torch.float64).repeat(5, 1)
-    right[4, 0] = torch.inf
+    right = torch.tensor([[[1.0, 2.0]]], dtype=torch.float64).repeat(5, 1, 1)
+    right[4, 0, 0] = torch.inf
     weights = solve_small(matrix, right)
-    assert weights.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert weights.squeeze(1).tolist() == [
+        [1.0, 2.0],
+        [0.0, 0.0],
+        [0.0, 0.0],
+        [0.0, 0.0],
+        [0.0, 0.0],
+    ]
     assert solve_small(matrix.to(torch.complex128), right).tolist() == weights.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_pair_of_length_zero_gets_nothing(dtype: torch.dtype) -> None:
     window = Pairs.empty(torch.zeros(1, 9, dtype=dtype), 2)
-    values = lambda *x: torch.tensor([x], dtype=dtype)  # noqa: E731
+    values = lambda *x: torch.tensor([[x]], dtype=dtype)  # noqa: E731
     window, _ = replace(window, taken=1).solve(values(1), values(1), values(1))
     window, weights = replace(window, taken=2).solve(values(0, 0), values(0, 0), values(3, 0))
-    assert weights.tolist() == [[3.0, 0.0]]
+    assert weights.tolist() == [[[3.0, 0.0]]]
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()])
