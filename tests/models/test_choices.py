@@ -139,7 +139,7 @@ class Unregistered:
         ({"a": {"b": object()}}, r"here\['a'\]\['b'\] is <object"),
         ({1: 2}, "here is {1: 2}"),
     ],
-    ids=str,
+    ids=range(8),
 )
 def test_what_json_cannot_hold_is_refused(value: Any, says: str) -> None:
     with pytest.raises(UnsavableError, match=says):
