@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from deqgen_solvers.autocast import Autocast
+from deqgen_solvers.counted import CountedFunction
 from deqgen_solvers.errors import (
     ConvergenceError,
     OptionError,
@@ -25,6 +25,7 @@ from deqgen_solvers.errors import (
     nearest,
 )
 from deqgen_solvers.iterates import Iterates, choose
+from deqgen_solvers.norms import measure, norm, scaled_norm, underflows
 from deqgen_solvers.protocol import Solver
 from deqgen_solvers.registry import make_solver
 from deqgen_solvers.solution import Progress, Solution, Status, Trace
@@ -110,34 +111,6 @@ def solve(
     if throw and not bool(solution.converged.all()):
         raise ConvergenceError(_complaint(solution), solution)
     return solution
-
-
-class CountedFunction:
-    """f on flat states, (R, N) -> (R, N), with its args and a count of its calls."""
-
-    def __init__(self, f: Callable[..., Tree], args: tuple[Any, ...], layout: Layout) -> None:
-        self.f, self.args, self.layout = f, args, layout
-        self.autocast = Autocast(layout.device)
-        self.calls = 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Evaluate f at z, check what it returns, and count."""
-        self.calls += 1
-        # Looked at once: a cell that writes to its state does so each time.
-        before = _version(z) if self.calls == 1 else None
-        with self.autocast.on():
-            image = self.f(self.layout.unflatten(z), *self.args)
-        if before is not None and before != _version(z):
-            raise StateError(
-                "f(z): f changed the state that it was given in place. Let it make a new tensor, "
-                "for example z + x and not z += x."
-            )
-        return self.layout.flatten(image, rows=z.shape[0])
-
-
-def _version(z: Tensor) -> int | None:
-    """How often z has been written to; None where nobody counts."""
-    return None if torch.compiler.is_compiling() or z.is_inference() else z._version
 
 
 def _run_budget(
@@ -253,7 +226,7 @@ class _Search:
 
     def _judge(self, z: Tensor, fz: Tensor) -> None:
         """Take over a new iterate (R, N) row by row and see what each row has come to."""
-        residual, size = _measure(_norm, z, fz)  # the synchronisation of this step
+        residual, size = measure(norm, z, fz)  # the synchronisation of this step
         going, closer = self._look(residual, size)
         if not (self.all_running and going):
             self._part(z, fz, residual, size)
@@ -284,8 +257,8 @@ class _Search:
         """Take over an iterate after which some row ends, or some have ended before."""
         threshold = self._threshold(size)
         met = self.running & (residual <= threshold)
-        if bool((met & _underflows(threshold, z.dtype)).any()):  # rare: synchronises once more
-            residual, size = _measure(_scaled_norm, z, fz)
+        if bool((met & underflows(threshold, z.dtype)).any()):  # rare: synchronises once more
+            residual, size = measure(scaled_norm, z, fz)
             threshold = self._threshold(size)
         self._note(residual)
         above, better = residual > threshold, residual < self.best
@@ -388,42 +361,6 @@ def _without_vmap(look: Callable[[Tensor, Tensor], None], z: Tensor, fz: Tensor)
             "allow. The first axis of a state is the batch: call solve once on all samples. Or use "
             "a bare budget of plain iterations, tol=None and solver='picard'."
         ) from error
-
-
-def _measure(norm: Callable[[Tensor], Tensor], z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:
-    """||f(z) - z|| and ||f(z)|| of each row, (R,) each, on the host."""
-    return _to_host(norm(fz - z), norm(fz))
-
-
-def _to_host(residual: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both (R,) on the host, in the one transfer of a step."""
-    if residual.device.type != "cpu":
-        residual, size = torch.stack((residual, size)).cpu().unbind(0)
-    return residual, size
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=1)
-    return norm
-
-
-def _scaled_norm(x: Tensor) -> Tensor:
-    """The same where squares would leave the range of the dtype."""
-    if x.shape[1] == 0:
-        return _norm(x)
-    largest = x.abs().amax(1, keepdim=True)
-    unit = torch.where(largest > 0, largest, 1)
-    norm: Tensor = largest.squeeze(1) * _norm(x / unit)
-    return norm
-
-
-def _underflows(threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows that a residual may meet only because its squares underflowed.
-
-    A square below the least normal number has lost digits. A residual made of such squares is at
-    most sqrt(N * least), so with N up to 1e8 a threshold of 1e4 * sqrt(least) is safe from them.
-    """
-    return threshold < 1e4 * math.sqrt(torch.finfo(dtype).tiny)
 
 
 def _check_options(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqgen_solvers import Status, Tolerance, driver, solve
+from deqgen_solvers import Status, Tolerance, norms, solve
 from deqgen_solvers.problems import affine_map, with_spectrum
 from tests.contracts.table import CALLS_F, METHODS, QUICK, generator
 
@@ -80,14 +80,14 @@ def test_fixed_budget_looks_at_no_value(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_one_transfer_to_the_host_per_step(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     transfers = 0
-    plain = driver._to_host
+    plain = norms.to_host
 
     def to_host(residual: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal transfers
         transfers += 1
         return plain(residual, size)
 
-    monkeypatch.setattr(driver, "_to_host", to_host)
+    monkeypatch.setattr(norms, "to_host", to_host)
     problem = with_spectrum(-0.9, 0.9)
     solution = solve(
         problem.f, problem.z0, problem.args, METHODS[method], tol=TOL, max_steps=400, compact=True

@@ -29,6 +29,7 @@ from deqgen.layers import (
     noise_features,
     sincos_positions,
     unpatchify,
+    weight_norm,
 )
 
 
@@ -217,3 +218,10 @@ def test_norms_of_groups_begin_as_the_identity() -> None:
     nn.init.normal_(norm.weight)
     initialize_transformer(norm, torch.Generator())
     assert torch.equal(norm.weight, torch.ones(4)) and torch.equal(norm.bias, torch.zeros(4))
+
+
+def test_initialising_after_normalising_is_refused() -> None:
+    """It would write to the value of a function, which changes nothing."""
+    block = weight_norm(Block(8, 2, 2.0), ["mlp.fc1"])
+    with pytest.raises(ValueError, match=r"'mlp\.fc1' has a parametrised weight"):
+        initialize_transformer(block, torch.Generator())

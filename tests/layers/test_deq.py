@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deqgen.gradients import GradientError, Implicit, Phantom, Unrolled
-from deqgen.layers import DEQ, normal_start
+from deqgen.layers import DEQ, fixed_weights, normal_start, spectral_norm
 from deqgen_solvers import Anderson, Picard, Tolerance
 
 TIGHT = Tolerance(atol=0.0, rtol=1e-12)
@@ -295,3 +295,15 @@ def test_mistakes_in_options_of_one_call(options: dict[str, Any], message: str, 
     layer = DEQ(lambda z, x: 0.5 * torch.tanh(z) + x)
     with pytest.raises((ValueError, TypeError), match=message):
         layer(x, **options)
+
+
+@pytest.mark.parametrize("method", [False, True])
+def test_a_layer_refuses_a_spectral_norm_that_moves(method: bool, x: Tensor) -> None:
+    cell = spectral_norm(Cell())
+    layer = DEQ(cell.forward if method else cell, tol=TIGHT)
+    with pytest.raises(ValueError, match=r"'linear' of Cell has a spectral norm.*fixed_weights"):
+        layer(x)
+    with fixed_weights(cell):
+        layer(x)
+    cell.eval()
+    layer.eval()(x)

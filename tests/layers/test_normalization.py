@@ -20,7 +20,6 @@ from deqgen.layers import (
     DEQ,
     Block,
     fixed_weights,
-    initialize_transformer,
     remove_norm,
     spectral_norm,
     weight_norm,
@@ -232,18 +231,6 @@ def test_a_cache_filled_by_the_solver_has_no_history() -> None:
     torch.testing.assert_close(behind.grad, expected)
 
 
-@pytest.mark.parametrize("method", [False, True])
-def test_a_layer_refuses_a_spectral_norm_that_moves(method: bool) -> None:
-    cell = spectral_norm(Cell())
-    layer = DEQ(cell.forward if method else cell, tol=TIGHT)
-    with pytest.raises(ValueError, match=r"'linear' of Cell has a spectral norm.*fixed_weights"):
-        layer(inputs())
-    with fixed_weights(cell):
-        layer(inputs())
-    cell.eval()
-    layer.eval()(inputs())
-
-
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("gradient", [Unrolled(6, checkpoint=True), Reversible(3)], ids=repr)
 def test_estimators_that_evaluate_anew_use_the_same_weights(norm: Norm, gradient: Any) -> None:
@@ -402,10 +389,3 @@ def test_bad_power_iterations() -> None:
         spectral_norm(Cell(), power_iterations=0)
     with pytest.raises(TypeError, match="whole number"):
         spectral_norm(Cell(), power_iterations=1.5)  # type: ignore[arg-type]
-
-
-def test_initialising_after_normalising_is_refused() -> None:
-    """It would write to the value of a function, which changes nothing."""
-    cell = weight_norm(Cell(), ["linear"])
-    with pytest.raises(ValueError, match=r"'linear' has a parametrised weight"):
-        initialize_transformer(cell, torch.Generator())
