@@ -1,7 +1,6 @@
 """The ``deqgen`` command; ``python -m deqgen`` is the same.
 
-One subcommand is one function below: its signature is its options, its docstring their help. Add it
-to ``COMMANDS`` and it is there. What is heavy is imported inside, so that help is quick.
+What it can do is in :mod:`deqgen.commands`; here is how a command line is read and how it ends.
 """
 
 from __future__ import annotations
@@ -9,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import subcommand
+
+from deqgen.commands import COMMANDS, Command, Group
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -31,72 +32,6 @@ _MISTAKES = (
     NotADirectoryError,
     PermissionError,
 )
-
-
-def convert_get(
-    checkpoint: Annotated[Path, arg(metavar="CHECKPOINT")],
-    out: Annotated[Path, arg(metavar="OUT")],
-    /,
-    weights: Literal["ema", "model"] = "ema",
-    heads: int = 0,
-) -> None:
-    """Convert a released checkpoint of locuslab/get, a GET or a ViT, conditional or not.
-
-    Nothing in the checkpoint is run. Every name and shape is checked.
-
-    Args:
-        checkpoint: The file, as downloaded.
-        out: A .safetensors file to write, with its config in .json beside it; or a folder, with a
-            model card, for from_pretrained and the Hub.
-        weights: The average that the paper evaluates, or the trained weights.
-        heads: Attention heads; 0 works them out. Needed only for a width that the paper does not
-            have, where the checkpoint names no published model.
-    """
-    from deqgen.models.files import load_model
-    from deqgen.models.official import convert_get as convert
-    from deqgen.models.protocol import parameter_count
-
-    path = convert(checkpoint, out, weights, heads=heads or None)
-    model = load_model(path)
-    config = model.config
-    classes = f"{config.num_classes} classes" if config.num_classes else "unconditional"
-    print(
-        f"{path}: {model.architecture}, {config.image_size}x{config.image_size}, {classes}, "
-        f"{parameter_count(model):,} parameters, from {weights!r}."
-    )
-
-
-def list_names(
-    pattern: Annotated[str, arg(metavar="PATTERN")] = "*",
-    /,
-    kind: Literal["all", "models", "solvers", "gradients"] = "all",
-) -> None:
-    """List what can be asked for by name: models, solvers, gradient estimators.
-
-    Args:
-        pattern: Names that match it, such as "GET*"; upper and lower case are the same.
-        kind: List one kind only.
-    """
-    from fnmatch import fnmatchcase
-
-    from deqgen.gradients import available_gradients
-    from deqgen.models import list_models
-    from deqgen_solvers import available_solvers
-
-    kinds = {"models": list_models, "solvers": available_solvers, "gradients": available_gradients}
-    asked = kinds if kind == "all" else {kind: kinds[kind]}
-    found = {
-        kind: [name for name in names() if fnmatchcase(name.lower(), pattern.lower())]
-        for kind, names in asked.items()
-    }
-    if not any(found.values()):
-        raise ValueError(f"nothing among the {', '.join(asked)} matches {pattern!r}.")
-    for heading, names in found.items():
-        if names:
-            print(f"{heading}:", *names, sep="\n  ")
-
-
-COMMANDS: dict[str, Callable[..., None]] = {"convert-get": convert_get, "list": list_names}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,8 +65,8 @@ def _parsed(arguments: Sequence[str] | None) -> Callable[[], None]:
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
-            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {name: _later(function) for name, function in COMMANDS.items()},
+            command: Callable[[], None] = tyro.cli(
+                _choice(COMMANDS),
                 prog="deqgen",
                 description="Deep equilibrium models for generation.",
                 args=arguments,
@@ -143,7 +78,19 @@ def _parsed(arguments: Sequence[str] | None) -> Callable[[], None]:
     return command
 
 
-def _later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+def _choice(commands: Mapping[str, Command | Group]) -> Any:
+    """The type whose values are calls of these commands; a group is a choice in it."""
+    kinds = [
+        Annotated[_choice(entry.commands), subcommand(name=name, description=entry.help)]
+        if isinstance(entry, Group)
+        else Annotated[Any, subcommand(name=name, constructor=_later(entry))]
+        for name, entry in commands.items()
+    ]
+    # Of one type, Union makes no union, and tyro no subcommand.
+    return functools.reduce(operator.or_, [*kinds, Annotated[None, tyro.conf.Suppress]])
+
+
+def _later(function: Command) -> Callable[..., Callable[[], None]]:
     """A function of the same signature and help that returns the call instead of making it."""
 
     @functools.wraps(function)
