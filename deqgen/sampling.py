@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deqgen.data.noise import generators_for, noise_for
+from deqgen.models.protocol import Stopping
+from deqgen_solvers import Solver
 
 
 class ModelConfig(Protocol):
@@ -36,14 +38,16 @@ def generate(
     *,
     batch_size: int = 64,
     max_steps: int | None = None,
+    tol: Stopping = "model",
+    solver: str | Solver[Any] | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Generate one image a seed.
 
     Each seed has its own generator, which gives the noise first and then the start z0 of the
-    equilibrium. So an image is a function of the model, its seed, label and ``max_steps``, and not
-    of ``batch_size`` or of the other seeds, up to the rounding of the linear algebra.
+    equilibrium. So an image is a function of the model, its seed, label and solve, and not of
+    ``batch_size`` or of the other seeds, up to the rounding of the linear algebra.
 
     Args:
         model: a model of :mod:`deqgen.models`. It is run in evaluation mode and left in the mode in
@@ -51,7 +55,9 @@ def generate(
         seeds: N integers in ``0..2**32 - 1``. Those below ten million were never trained on.
         labels: one class for all, or N of them; ``None`` for an unconditional model.
         batch_size: images at a time.
-        max_steps: solver steps; ``None`` for the model's own.
+        max_steps: evaluations of the equilibrium's cell, at most; ``None`` for the model's own.
+        tol: where a sample's solve ends before that, as for the model's ``forward``.
+        solver: name or object; ``None`` for the model's own.
         device: where to run, moving the model there; ``None`` for where the model is.
         progress: show a progress bar.
 
@@ -72,6 +78,9 @@ def generate(
     if device is not None:
         model.to(device)
     place = next((p.device for p in model.parameters()), torch.device(device or "cpu"))
+    # Only what was asked for, so that a model of one's own need not know all of them.
+    options = {"max_steps": (max_steps, None), "tol": (tol, "model"), "solver": (solver, None)}
+    asked = {name: value for name, (value, default) in options.items() if value != default}
     images = [torch.empty((0, *shape))]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -82,8 +91,7 @@ def generate(
                 generators = generators_for(seeds[chosen])
                 noise = noise_for(generators, shape).to(place)  # (B, C, H, W)
                 label = None if classes is None else classes[chosen].to(place)  # (B,)
-                options: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
-                output = model(noise, label, generator=generators, **options)
+                output = model(noise, label, generator=generators, **asked)
                 images.append(output.image.float().cpu())  # (B, C, H, W)
                 bar.update(len(noise))
     finally:

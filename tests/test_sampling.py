@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deqgen.data import noise_for
 from deqgen.models import create_model
 from deqgen.sampling import generate
+from deqgen_solvers import Tolerance
 
 
 @dataclass(frozen=True)
@@ -166,3 +167,22 @@ def test_mistakes_are_named(classes: int | None, options: dict[str, object], wor
     arguments = {"seeds": range(3), **options}
     with pytest.raises(ValueError, match=words):
         generate(Stub(Config(num_classes=classes)), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_tolerance_and_a_solver_are_those_of_the_models_forward() -> None:
+    model = create_model("GET-N/8", image_size=16, max_steps=12)
+    nn.init.normal_(model.final_layer.linear.weight, generator=torch.Generator().manual_seed(0))
+    noise = noise_for(range(3), (3, 16, 16))
+    tol = Tolerance(atol=0.0, rtol=0.3)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    for generator in generators:
+        torch.randn((3, 16, 16), generator=generator)  # the noise, which comes first
+    with torch.no_grad():
+        output = model.eval()(noise, tol=tol, solver="anderson", generator=generators)
+    assert output.equilibrium is not None and output.equilibrium.solution is not None
+    assert int(output.equilibrium.solution.steps.min()) < 11
+    images = generate(model, range(3), tol=tol, solver="anderson")
+    torch.testing.assert_close(images, output.image, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(images, generate(model, range(3)), atol=1e-2)
+    with pytest.raises(ValueError, match="andersen"):
+        generate(model, range(3), solver="andersen")
