@@ -209,7 +209,7 @@ class DEQUNet(EquilibriumModel):
 
     By default the solver runs without gradients, and five damped evaluations from its answer carry
     them (phantom gradient); in evaluation the image is that of f(z) for the iterate z of lowest
-    residual, per sample. ``model.cell.compile()`` compiles the cell where it stands.
+    residual, per sample.
 
     Args:
         config: sizes and iteration.
@@ -270,6 +270,14 @@ class DEQUNet(EquilibriumModel):
     def write_fixed_buffers(self) -> None:
         """Write the state that samples without a generator start from."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the cell where it stands; the arguments are those of ``torch.compile``.
+
+        The cell is nearly all of the work. All its applications at once, in one graph, take the
+        compiler many minutes.
+        """
+        self.cell.compile(*args, **options)
 
     def forward(
         self,

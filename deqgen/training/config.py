@@ -29,7 +29,7 @@ class TrainConfig:
         ema_ramp: early on the half-life is at most this share of the images seen, so that the
             average forgets the initial weights (EDM, arXiv 2206.00364, appendix F); 0 for no ramp.
         precision: of the matrix products; weights, optimizer and average stay float32.
-        compile: run the model through ``torch.compile``.
+        compile: call ``model.compile()``: a DEQ-UNet compiles its cell, other models themselves.
         save_images: images between checkpoints.
         log_images: images a row of the log.
         seed: of the order, the noise and z0.

@@ -141,7 +141,8 @@ class _Run:
         self._started = time.perf_counter()
         self.log = LossLog(directory / LOG, self.images)
         self.last_loss = self.log.last_loss
-        self._forward: Any = torch.compile(model) if config.compile else model
+        if config.compile:
+            model.compile()  # where it stands, and in the way that suits the model
 
     @property
     def seconds(self) -> float:
@@ -172,7 +173,7 @@ class _Run:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         ):
-            loss = self.objective.loss(self._forward, indices, generator)
+            loss = self.objective.loss(self.model, indices, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.weights, config.clip_norm or math.inf)

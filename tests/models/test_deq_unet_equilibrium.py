@@ -159,11 +159,11 @@ def test_compact_changes_the_cost_alone() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.timeout(300)
-def test_a_compiled_cell_is_one_graph_and_the_same_map() -> None:
+def test_compiling_the_model_makes_its_cell_one_graph_and_the_same_map() -> None:
     model = small().train()
     plain = model(noise(), LABEL).image
     graphs = Graphs()
-    model.cell.compile(backend=graphs, fullgraph=True)
+    model.compile(backend=graphs, fullgraph=True)
     names = set(model.state_dict())
     torch.testing.assert_close(model(noise(), LABEL).image, plain, atol=1e-6, rtol=1e-6)
     compiled = graphs.count

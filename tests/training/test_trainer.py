@@ -223,3 +223,22 @@ def test_no_global_random_number_is_drawn(tmp_path: Path) -> None:
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when it first compiles
+def test_a_compiled_model_trains_as_the_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[nn.Module] = []
+
+    def compiles(module: nn.Module) -> None:
+        calls.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compiles)
+    plain = run(tmp_path / "plain", config())
+    compiled = run(tmp_path / "compiled", config(compile=True))
+    assert len(calls) == 1
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    for a, b in zip(plain.state_dict().values(), compiled.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
