@@ -18,6 +18,7 @@ from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import answer, leaves, rebuild
 from deqgen.gradients.warning import warn_unless_converged
 from deqgen_solvers import Broyden, make_solver
+from deqgen_solvers.methods.broyden import BroydenState
 from deqgen_solvers.methods.options import check_count
 from deqgen_solvers.methods.window import Pairs, combination, products, solve_small
 from deqgen_solvers.state import Layout
@@ -97,21 +98,28 @@ class _Watched:
 
     def __init__(self, solver: Broyden) -> None:
         self.solver = solver
-        self.pairs: Pairs | None = None
+        self.state: BroydenState | None = None
 
-    def init(self, z0: Tensor) -> Pairs:
+    @property
+    def pairs(self) -> Pairs | None:
+        """What the solver has learnt."""
+        return None if self.state is None else self.state.pairs
+
+    def init(self, z0: Tensor) -> BroydenState:
         return self.solver.init(z0)
 
-    def step(self, f: Any, z: Tensor, fz: Tensor, state: Pairs) -> tuple[Tensor, Pairs]:
-        z, self.pairs = self.solver.step(f, z, fz, state)
-        return z, self.pairs
+    def step(
+        self, f: Any, z: Tensor, fz: Tensor, state: BroydenState
+    ) -> tuple[Tensor, BroydenState]:
+        z, self.state = self.solver.step(f, z, fz, state)
+        return z, self.state
 
     def look(self, z: Tensor, fz: Tensor) -> None:
         """Learn from the answer too; samples that ended before others have done so already."""
-        if self.pairs is not None:
+        if self.state is not None:
             plain = replace(self.solver, line_search=False)  # which needs no f
             with torch.no_grad():
-                _, self.pairs = plain.step(lambda z: z, z, fz, self.pairs)
+                _, self.state = plain.step(lambda z: z, z, fz, self.state)
 
 
 def _inverse(pairs: Pairs | None, u: Tensor) -> Tensor:

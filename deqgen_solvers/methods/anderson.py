@@ -69,7 +69,7 @@ class Anderson:
         first, second = state.room()
         dr = torch.sub(r, torch.sub(last_fz, last_z, out=first), out=first)  # (B, 1, N)
         du = torch.sub(u, self._damped(last_z, last_fz), out=second)  # (B, 1, N)
-        pairs, dr, du = state.push(dr, du, (z, fz))
+        pairs, dr, du, _ = state.push(dr, du, (z, fz))
         all_dr, all_du = pairs.vectors()  # (B, K, N) each
         column, right = products(all_dr, dr), products(all_dr, r)  # (B, 1, K) each
         del r  # z_next may have its memory

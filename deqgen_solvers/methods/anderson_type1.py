@@ -88,7 +88,7 @@ class AndersonTypeI:
         first, second = pairs.room()
         dz = torch.sub(z, last_z, out=first)  # (B, 1, N)
         dr = torch.sub(r, torch.sub(last_fz, last_z, out=second), out=second)  # (B, 1, N)
-        pairs, dz, dr = pairs.push(dz, dr, (z, fz))
+        pairs, dz, dr, _ = pairs.push(dz, dr, (z, fz))
         all_dz, all_dr = pairs.vectors()  # (B, K, N) each
         # -<dz_i, dr_j> is positive for a contraction, as the ridge is.
         row, column = -products(all_dr, dz).conj(), -products(all_dz, dr)  # (B, 1, K) each

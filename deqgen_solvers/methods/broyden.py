@@ -22,6 +22,14 @@ from deqgen_solvers.registry import register_solver
 _GROWTH = 2.0
 
 
+@dataclass(frozen=True)
+class BroydenState:
+    """The window, and what it said of the residual before."""
+
+    pairs: Pairs  # steps s, of length 1, and changes of f
+    against: Tensor  # (B, 1, K) products of the steps with g of the iterate before
+
+
 @register_solver("broyden")
 @dataclass(frozen=True, kw_only=True)
 class Broyden:
@@ -34,8 +42,10 @@ class Broyden:
 
     With the columns s_i in S and the changes of f in D, the corrections sum up to
     ``B = -I + D N^-1 S^T``, where N is the upper triangle of S^T S (older rows, newer columns), so
-    the step -B^-1 g is ``g + D (N - P)^-1 S^T g`` with P = S^T D, all of it from inner products
-    computed directly; recurrences for them drift in float32 near a spectral radius of 1.
+    the step -B^-1 g is ``g + D (N - P)^-1 S^T g`` with P = S^T D. All of it comes from inner
+    products of vectors at hand, those with y from one product with each of the two residuals whose
+    difference it is; recurrences over more than one step drift in float32 near a spectral radius of
+    1. A step reads S once and D twice.
 
     Source: C. G. Broyden, Math. Comp. 19 (1965); compact form: R. H. Byrd, J. Nocedal and R. B.
     Schnabel, Math. Programming 63 (1994). On an affine map with N unknowns and memory
@@ -61,34 +71,39 @@ class Broyden:
         check_memory("Broyden", self.memory)
         check_flag("Broyden", "line_search", self.line_search)
 
-    def init(self, z0: Tensor) -> Pairs:
-        """Allocate the window for ``z0`` (B, N): pairs of s, of length 1, and the change of f."""
-        return Pairs.empty(z0, self.memory)
+    def init(self, z0: Tensor) -> BroydenState:
+        """Allocate the window for ``z0`` (B, N)."""
+        return BroydenState(Pairs.empty(z0, self.memory), z0.new_empty(len(z0), 1, 0))
 
-    def step(self, f: Function, z: Tensor, fz: Tensor, state: Pairs) -> tuple[Tensor, Pairs]:
+    def step(
+        self, f: Function, z: Tensor, fz: Tensor, state: BroydenState
+    ) -> tuple[Tensor, BroydenState]:
         """Propose the next iterate (B, N)."""
         z, fz = z.unsqueeze(1), fz.unsqueeze(1)  # (B, 1, N) each
-        if state.last is None:
-            z_next, pairs = fz, replace(state, last=(z, fz))
+        last = state.pairs.last
+        if last is None:
+            z_next, state = fz, replace(state, pairs=replace(state.pairs, last=(z, fz)))
         else:
-            z_next, pairs = self._propose(z, fz, state, *state.last)
+            z_next, state = self._propose(z, fz, state, *last)
         if self.line_search:
-            return self._search(f, z, fz, z_next, state.last), pairs
-        return z_next.squeeze(1), pairs
+            return self._search(f, z, fz, z_next, last), state
+        return z_next.squeeze(1), state
 
     def _propose(
-        self, z: Tensor, fz: Tensor, state: Pairs, last_z: Tensor, last_fz: Tensor
-    ) -> tuple[Tensor, Pairs]:
+        self, z: Tensor, fz: Tensor, state: BroydenState, last_z: Tensor, last_fz: Tensor
+    ) -> tuple[Tensor, BroydenState]:
         """Take the full step (B, 1, N)."""
-        first, second = state.room()
+        first, second = state.pairs.room()
         s, change = torch.sub(z, last_z, out=first), torch.sub(fz, last_fz, out=second)
-        pairs, s, change = state.push(s, change, (z, fz))
+        pairs, s, change, scale = state.pairs.push(s, change, (z, fz))
         ds, df = pairs.vectors()  # (B, K, N) each
-        # Row of P: the newest step against older changes. Column of N - P: S^T (s - change),
-        # where N has entries only for steps not newer than the column's.
-        row, column = -products(df, s).conj(), products(ds, s - change)  # (B, 1, K) each
-        pairs, weights = pairs.solve(row, column, products(ds, fz - z))  # (B, 1, K)
-        return add_combination(fz, df, weights), pairs
+        against = products(ds, fz - z)  # (B, 1, K)
+        before = _with(state.against, pairs.newest, products(s, last_fz - last_z))  # (B, 1, K)
+        # Row of P: the newest step against older changes. Column of N - P: -S^T y, where N has
+        # entries only for steps not newer than the column's, and y is a difference of residuals.
+        row, column = -products(df, s).conj(), (before - against) * scale  # (B, 1, K) each
+        pairs, weights = pairs.solve(row, column, against)  # (B, 1, K)
+        return add_combination(fz, df, weights), BroydenState(pairs, against)
 
     def _search(
         self,
@@ -108,3 +123,8 @@ class Broyden:
         # A frozen sample has not moved; a search would find nothing and hold up the others.
         still = torch.zeros_like(level) > 0 if last is None else (z == last[0][:, 0]).all(dim=1)
         return backtrack(f, z, z_next - z, level, still)
+
+
+def _with(line: Tensor, slot: int, value: Tensor) -> Tensor:
+    """``line`` (B, 1, K) with ``value`` (B, 1, 1) in a slot, which may be one beyond its end."""
+    return torch.cat([line[:, :, :slot], value, line[:, :, slot + 1 :]], dim=2)

@@ -49,15 +49,19 @@ class Pairs:
 
     def push(
         self, first: Tensor, second: Tensor, last: tuple[Tensor, Tensor]
-    ) -> tuple[Pairs, Tensor, Tensor]:
-        """Take in a pair, (B, 1, N) each, out of `room` if there was one; return it scaled."""
-        first, second = unit_pair(first, second)
+    ) -> tuple[Pairs, Tensor, Tensor, Tensor]:
+        """Take in a pair, (B, 1, N) each, out of `room` if there was one.
+
+        Returns:
+            The window, the pair as scaled, and the scale (B, 1, 1).
+        """
+        first, second, scale = unit_pair(first, second)
         windows, taken = (self.first, self.second), self.taken + 1
         if _recording():
             slot = self.taken % self.first.shape[1]
             index = (slice(None), slice(slot, slot + 1))
             windows = write(self.first, index, first), write(self.second, index, second)
-        return Pairs(*windows, self.small, last, taken, self.slots), first, second
+        return Pairs(*windows, self.small, last, taken, self.slots), first, second, scale
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """First and second vectors held, (B, K, N) each."""
@@ -149,18 +153,21 @@ def write(buffer: Tensor, index: tuple[slice | int, ...], value: Tensor) -> Tens
     return buffer
 
 
-def unit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def unit_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Divide two vectors (B, 1, N) of each sample by the length of the first; they are used up.
 
     A first vector of length zero (a frozen row, a constant history) stays zero.
+
+    Returns:
+        Both, and what they were multiplied by, (B, 1, 1).
     """
     length = torch.linalg.vector_norm(first, dim=2, keepdim=True)  # (B, 1, 1)
     # Well above the least number, so that neither a quotient nor its derivative overflows.
     scale = length.clamp_min(torch.finfo(length.dtype).tiny ** 0.4).reciprocal_()
     # To multiply takes half the time of a division.
     if _recording():  # a graph may need what they were
-        return first * scale, second * scale
-    return first.mul_(scale), second.mul_(scale)
+        return first * scale, second * scale, scale
+    return first.mul_(scale), second.mul_(scale), scale
 
 
 def products(window: Tensor, vector: Tensor) -> Tensor:

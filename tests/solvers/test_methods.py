@@ -157,7 +157,7 @@ def test_broyden_secant_condition(seed: int, steps: int) -> None:
         z_next, state = solver.step(f, seen[-1], f(seen[-1]), state)
         seen.append(z_next)
     # B = -I + D N^-1 S^T, columns in order of age; the last slot does not hold a pair yet.
-    s, d = state.first[0, : steps - 1].T, state.second[0, : steps - 1].T
+    s, d = state.pairs.first[0, : steps - 1].T, state.pairs.second[0, : steps - 1].T
     matrix = -torch.eye(6, dtype=s.dtype) + d @ torch.linalg.solve((s.T @ s).triu(), s.T)
     g = [(f(z) - z)[0] for z in seen]
     newest, change = (seen[-2] - seen[-3])[0], g[-2] - g[-3]
@@ -267,14 +267,14 @@ def test_a_unit_pair_keeps_directions_and_proportion(exponent: int, dtype: torch
     g = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 3, 1, 5, generator=g, dtype=dtype)
     scale = 10.0**exponent
-    unit, other = unit_pair(scale * first, scale * second)
+    unit, other, _ = unit_pair(scale * first, scale * second)
     length = first.norm(dim=2, keepdim=True)
     assert torch.allclose(unit, first / length) and torch.allclose(other, second / length)
 
 
 def test_a_unit_pair_of_nothing_is_nothing() -> None:
     first = torch.zeros(2, 1, 3, requires_grad=True)
-    unit, other = unit_pair(first, torch.zeros(2, 1, 3))
+    unit, other, _ = unit_pair(first, torch.zeros(2, 1, 3))
     assert not unit.any() and not other.any()
     (unit.sum() + other.sum()).backward()
     assert first.grad.isfinite().all()
