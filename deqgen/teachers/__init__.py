@@ -8,6 +8,8 @@ Mental model, in five lines:
 5. ``load_teacher(name_or_path)`` reads one from a safetensors file, ``save_teacher`` writes it.
 """
 
+from deqgen.teachers.diffusers import load_diffusers
+from deqgen.teachers.discrete import DiscreteDenoiser
 from deqgen.teachers.guidance import Guidance
 from deqgen.teachers.protocol import CountingDenoiser, Denoiser
 from deqgen.teachers.registry import (
@@ -25,6 +27,7 @@ from deqgen.teachers.teacher import Teacher
 __all__ = [
     "CountingDenoiser",
     "Denoiser",
+    "DiscreteDenoiser",
     "Euler",
     "Guidance",
     "Heun",
@@ -35,6 +38,7 @@ __all__ = [
     "Teacher",
     "TeacherError",
     "available_teachers",
+    "load_diffusers",
     "load_teacher",
     "register_architecture",
     "register_teacher",
