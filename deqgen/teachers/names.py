@@ -13,8 +13,9 @@ T = TypeVar("T")
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> str:
     """Say that ``value`` is no ``kind``, name the nearest match and list what there is."""
     choices = sorted(allowed)
-    near = get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    lowered = {choice.lower(): choice for choice in choices}  # a slip of case is no other name
+    near = get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.5)
+    hint = f" Did you mean {lowered[near[0]]!r}?" if near else ""
     return f"unknown {kind} {value!r}.{hint} Available: {', '.join(choices) or 'none'}."
 
 

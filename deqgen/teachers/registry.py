@@ -6,7 +6,7 @@ The file's header carries one metadata entry, ``deqgen_teacher``, a JSON object:
      "image_shape": [C, H, W], "num_classes": ..., "class_names": [...],
      "sampler": {...}, "guidance": {...}, "card": {...}}
 
-Weights are stored in half precision and used in float32.
+Parameters are stored in half precision and used in float32; buffers are stored as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from deqgen.atomic import replacing
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.guidance import Guidance
 from deqgen.teachers.names import build, unknown
+from deqgen.teachers.preconditioning import build_preconditioned
 from deqgen.teachers.sampler import Sampler
 from deqgen.teachers.teacher import Teacher
 from deqgen.teachers.unet import UNet, UNetConfig
@@ -48,7 +49,10 @@ def _build_edm_unet(config: Mapping[str, Any]) -> EDMDenoiser:
     return EDMDenoiser(UNet(network), sigma_data=sigma_data)
 
 
-ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"edm-unet": _build_edm_unet}
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "edm": build_preconditioned,
+    "edm-unet": _build_edm_unet,
+}
 TEACHERS: dict[str, Callable[..., Teacher]] = {}
 
 
@@ -119,7 +123,7 @@ def save_teacher(
             ``architecture``, ``config``, ``image_shape`` and ``num_classes`` too unless the
             denoiser describes itself. ``sampler`` and ``guidance`` may be objects. ``card`` is
             free: data, images seen, quality.
-        dtype: of the stored floating-point weights.
+        dtype: of the stored floating-point parameters.
 
     Raises:
         ValueError: an entry is missing, or a weight is not finite in ``dtype``.
@@ -131,7 +135,12 @@ def save_teacher(
     missing = {"name", "architecture", "config", "image_shape", "num_classes"} - header.keys()
     if missing:
         raise ValueError(f"the metadata of a teacher also needs {', '.join(sorted(missing))}")
-    tensors = {name: _stored(name, t, dtype) for name, t in denoiser.state_dict().items()}
+    # Tables of noise levels or frequencies: a rounded one is another schedule or embedding.
+    buffers = {name for name, _ in denoiser.named_buffers(remove_duplicate=False)}
+    tensors = {
+        name: _stored(name, t, t.dtype if name in buffers else dtype)
+        for name, t in denoiser.state_dict().items()
+    }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:

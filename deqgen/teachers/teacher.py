@@ -217,7 +217,7 @@ class Teacher:
 
 
 def describe_denoiser(denoiser: Callable[..., Tensor]) -> dict[str, Any]:
-    """Type and, where the network has a dataclass ``config``, its fields."""
+    """Type and, where the network has a dataclass ``config`` or describes itself, its options."""
     network = getattr(denoiser, "network", denoiser)
     config = getattr(network, "config", None)
     described: dict[str, Any] = {"type": type(denoiser).__name__, "network": type(network).__name__}
@@ -227,6 +227,8 @@ def describe_denoiser(denoiser: Callable[..., Tensor]) -> dict[str, Any]:
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(config).items()
         }
+    elif callable(header := getattr(denoiser, "teacher_header", None)):
+        described["config"] = header()["config"]
     return described
 
 
