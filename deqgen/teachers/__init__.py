@@ -2,15 +2,21 @@
 
 Mental model, in five lines:
 1. A ``Denoiser`` is any diffusion model seen through one door: ``(x, sigma, label) -> x0``.
-2. A ``Sampler`` (method x schedule x steps) says where to evaluate it; ``sample`` is the one loop.
+2. A ``Sampler`` (method x schedule x steps, churn) says where to evaluate it; ``sample`` is the one
+   loop, and ``sample_parallel`` finds the same images in fewer sequential calls.
 3. ``Guidance`` exaggerates what the class changes; a guided evaluation costs two.
-4. A ``Teacher`` freezes all three: ``sample(noise, label)`` is deterministic, ``nfe`` is its cost.
+4. A ``Teacher`` freezes all three: ``sample(noise, label)`` is deterministic (with churn, given the
+   samples' generators too), ``nfe`` is its cost.
 5. ``load_teacher(name_or_path)`` reads one from a safetensors file, ``save_teacher`` writes it.
 """
 
+from deqgen.teachers.churn import Churn
 from deqgen.teachers.diffusers import load_diffusers
 from deqgen.teachers.discrete import DiscreteDenoiser
 from deqgen.teachers.guidance import Guidance
+from deqgen.teachers.methods import DPMpp2M, Euler, Heun, Method
+from deqgen.teachers.parallel import ParallelReport, sample_parallel
+from deqgen.teachers.preconditioning import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from deqgen.teachers.protocol import CountingDenoiser, Denoiser
 from deqgen.teachers.registry import (
     TeacherError,
@@ -20,28 +26,39 @@ from deqgen.teachers.registry import (
     register_teacher,
     save_teacher,
 )
-from deqgen.teachers.sampler import Euler, Heun, Method, Sampler, sample
-from deqgen.teachers.schedules import Karras, Schedule
+from deqgen.teachers.sampler import Sampler, sample
+from deqgen.teachers.schedules import VE, VP, Karras, Linear, Schedule
 from deqgen.teachers.teacher import Teacher
 
 __all__ = [
+    "VE",
+    "VP",
+    "Churn",
     "CountingDenoiser",
+    "DPMpp2M",
     "Denoiser",
     "DiscreteDenoiser",
+    "EDMPrecond",
     "Euler",
     "Guidance",
     "Heun",
     "Karras",
+    "Linear",
     "Method",
+    "ParallelReport",
     "Sampler",
     "Schedule",
     "Teacher",
     "TeacherError",
+    "VEPrecond",
+    "VPPrecond",
     "available_teachers",
+    "iDDPMPrecond",
     "load_diffusers",
     "load_teacher",
     "register_architecture",
     "register_teacher",
     "sample",
+    "sample_parallel",
     "save_teacher",
 ]

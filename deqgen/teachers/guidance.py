@@ -1,6 +1,6 @@
 """Classifier-free guidance: exaggerate what the class changes.
 
-Letters: B samples, C channels, H height, W width.
+Letters: B samples, G guided samples, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -52,9 +52,15 @@ class Guidance:
         return self.interval is None or self.interval[0] < sigma <= self.interval[1]
 
     def denoise(
-        self, denoiser: Denoiser, x: Tensor, sigma: Tensor, label: Tensor, null_label: int
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor,
+        null_label: int,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Guided estimate, from one call on a doubled batch.
+        """Guided estimate, from one call on the batch and its guided rows once more.
 
         Args:
             denoiser: takes ``null_label`` for "no class".
@@ -62,14 +68,21 @@ class Guidance:
             sigma: noise levels, ``(B,)``.
             label: classes, ``(B,)``.
             null_label: the label that means "no class".
+            rows: which rows to guide, ``(G,)`` int64; all by default. The others get the
+                conditional estimate.
 
         Returns:
             Clean images, ``(B, C, H, W)``, in the dtype of the denoiser's result.
         """
-        null = torch.full_like(label, null_label)  # (B,)
-        both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([label, null]))
-        conditional, unconditional = both.chunk(2)  # each (B, C, H, W)
-        return unconditional + self.scale * (conditional - unconditional)
+        again = [x, sigma] if rows is None else [x[rows], sigma[rows]]
+        null = label.new_full((len(again[0]),), null_label)  # (G,)
+        both = denoiser(
+            torch.cat([x, again[0]]), torch.cat([sigma, again[1]]), torch.cat([label, null])
+        )
+        conditional, unconditional = both[: len(x)], both[len(x) :]  # (B, C, H, W), (G, C, H, W)
+        given = conditional if rows is None else conditional[rows]  # (G, C, H, W)
+        guided = unconditional + self.scale * (given - unconditional)  # (G, C, H, W)
+        return guided if rows is None else conditional.index_copy(0, rows, guided)
 
     def describe(self) -> dict[str, Any]:
         """Options as plain data."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deqgen.teachers.guidance import Guidance, null_label_of
 from deqgen.teachers.names import unknown
 from deqgen.teachers.protocol import CountingDenoiser, Denoiser
-from deqgen.teachers.sampler import Sampler, sample
+from deqgen.teachers.sampler import Sampler, check_generators, sample
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -24,17 +24,18 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 class Teacher:
     """What a student learns from: the map from noise (and class) to image.
 
-    ``sample`` is deterministic: the same noise and label give the same image. Row i of a batch does
-    not depend on its batch mates, up to the rounding of the network's precision: libraries choose
-    other kernels for other batch sizes. For the same bits, use the same batches, device and number
-    of threads.
+    ``sample`` is deterministic: the same noise and label give the same image; a ``stochastic``
+    teacher, whose sampler has churn, also needs the sample's generator in the same state. Row i of
+    a batch does not depend on its batch mates, up to the rounding of the network's precision:
+    libraries choose other kernels for other batch sizes. For the same bits, use the same batches,
+    device and number of threads.
 
     Args:
         denoiser: the model. If it is a module it is frozen: evaluation mode, no gradients, moved to
             ``device``.
         image_shape: ``(C, H, W)`` of one image.
         num_classes: number of classes, 0 for an unconditional teacher.
-        sampler: method, schedule, steps; EDM's 18 Heun steps by default.
+        sampler: method, schedule, steps, churn; EDM's 18 Heun steps by default.
         guidance: classifier-free guidance, a :class:`Guidance` or its scale; ``None`` for none.
         name: what manifests and tables call it.
         class_names: one a class, or empty.
@@ -112,8 +113,13 @@ class Teacher:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations one image costs; a guided evaluation counts as two."""
+        """Network evaluations one image costs, counted; a guided evaluation counts as two."""
         return self.sampler.nfe(self.guidance)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether ``sample`` needs generators, because the sampler has churn."""
+        return self.sampler.stochastic
 
     @property
     def evaluations(self) -> int:
@@ -121,19 +127,27 @@ class Teacher:
         return self._counter.rows
 
     @torch.no_grad()
-    def sample(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        noise: Tensor,
+        label: Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
         """Turn noise into images.
 
         Args:
             noise: standard normal, ``(B, C, H, W)``.
             label: ``(B,)`` integers in ``0..num_classes - 1``; ``None`` for an unconditional
                 teacher.
+            generators: for a stochastic teacher one on the CPU a sample, which have already given
+                the noise (and the class); a deterministic one ignores them.
 
         Returns:
             Images in about [-1, 1], ``(B, C, H, W)`` float32, on the teacher's device.
 
         Raises:
-            ValueError: wrong shapes, labels out of range, labels missing or not asked for.
+            ValueError: wrong shapes, labels out of range, labels missing or not asked for, or a
+                stochastic teacher without one generator a sample.
         """
         if tuple(noise.shape[1:]) != self.image_shape or noise.ndim != 4:
             expected = ", ".join(map(str, self.image_shape))
@@ -142,6 +156,7 @@ class Teacher:
                 f"got {tuple(noise.shape)}"
             )
         self._check_label(label, len(noise))
+        check_generators(self.sampler, generators, len(noise))
         if len(noise) == 0:
             return torch.empty(noise.shape, device=self.device)
         images = sample(
@@ -151,6 +166,7 @@ class Teacher:
             sampler=self.sampler,
             guidance=self.guidance,
             null_label=self.num_classes,
+            generators=generators,
         )
         return images.to(torch.float32)
 

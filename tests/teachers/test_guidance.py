@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqgen.teachers import Guidance, Karras, Sampler, sample
-from tests.teachers.gaussian import noise, problem
+from deqgen.teachers import Churn, Guidance, Karras, Sampler, sample, sample_parallel
+from tests.teachers.gaussian import Gaussian, noise, problem
 
 LABEL = torch.tensor([0, 1, 1])
 
@@ -21,6 +21,37 @@ def test_guided_gaussians_sample_around_the_extrapolated_mean(scale: float) -> N
     centre = uncond + scale * (denoiser.centre(start, LABEL) - uncond)
     exact = denoiser.solution(start, 80.0, centre)
     torch.testing.assert_close(images, exact, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "dpmpp-2m"])
+@pytest.mark.parametrize("churn", [None, Churn(amount=5)], ids=["plain", "churned"])
+def test_every_sampler_guides(method: str, churn: Churn | None) -> None:
+    # By the same argument, step for step what it does with the Gaussian of the extrapolated mean.
+    denoiser, start, scale = problem(), noise(3), 3.0
+    uncond = denoiser.mean[-1]
+    extrapolated = Gaussian(uncond + scale * (denoiser.mean - uncond), denoiser.std)
+    sampler = Sampler(method=method, steps=9, churn=churn)
+
+    def images(of: Gaussian, guidance: Guidance | None) -> Tensor:
+        drawn = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        return sample(of, start, LABEL, sampler=sampler, guidance=guidance, generators=drawn)
+
+    expected = images(extrapolated, None)
+    guided = images(denoiser, Guidance(scale=scale))
+    torch.testing.assert_close(guided, expected, rtol=1e-11, atol=1e-12)
+    if churn is None:
+        options = {"sampler": sampler, "guidance": Guidance(scale=scale), "tol": 1e-13}
+        parallel, _ = sample_parallel(denoiser, start, LABEL, **options)
+        torch.testing.assert_close(parallel, expected, rtol=0, atol=1e-11)
+
+
+def test_rows_choose_what_is_guided() -> None:
+    denoiser, x, sigma = problem(), noise(3), torch.tensor([1.0, 2.0, 3.0])
+    guidance, rows = Guidance(scale=3.0), torch.tensor([2, 0])
+    some = guidance.denoise(denoiser, x, sigma, LABEL, 2, rows)
+    every = guidance.denoise(denoiser, x, sigma, LABEL, 2)
+    torch.testing.assert_close(some[rows], every[rows])
+    torch.testing.assert_close(some[1], denoiser(x, sigma, LABEL)[1])
 
 
 def test_both_halves_go_in_one_batch_and_outside_the_interval_only_the_conditional_runs() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqgen.teachers import Guidance, Sampler, Teacher, sample
+from deqgen.teachers import Churn, Guidance, Sampler, Teacher, sample
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.teacher import weights_sha256
 
@@ -153,6 +153,38 @@ def test_a_plain_function_can_be_a_teacher() -> None:
     assert teacher.sample(noise()).abs().max() < 1e-15
     assert teacher.nfe == 35
     assert teacher.describe()["weights_sha256"] is None
+
+
+def generators(batch: int = 5, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(first, first + batch)]
+
+
+def test_a_stochastic_teacher_samples_from_its_generators(denoiser: EDMDenoiser) -> None:
+    sampler = Sampler(steps=5, churn=Churn(amount=2))
+    teacher, plain = make(denoiser, sampler=sampler), make(denoiser)
+    assert teacher.stochastic and not plain.stochastic
+    images = teacher.sample(noise(), LABEL, generators())
+    again = teacher.sample(noise(), LABEL, generators())
+    other = teacher.sample(noise(), LABEL, generators(first=9))
+    torch.testing.assert_close(images, again, rtol=0, atol=0)
+    assert (images - other).abs().amax((1, 2, 3)).min() > 1e-3
+    assert teacher.evaluations == 15 * teacher.nfe == 15 * 9
+    assert teacher.describe()["sampler"]["churn"] == {"amount": 2, "low": 0.0, "noise": 1.0}
+    assert "churn" not in plain.describe()["sampler"]
+    state = generators(1)[0].get_state()
+    drawn = generators()
+    plain.sample(noise(), LABEL, drawn)
+    assert torch.equal(drawn[0].get_state(), state)  # a deterministic teacher leaves them alone
+
+
+def test_a_stochastic_teacher_needs_one_generator_a_sample(denoiser: EDMDenoiser) -> None:
+    teacher = make(denoiser, sampler=Sampler(steps=2, churn=Churn(amount=1)))
+    with pytest.raises(ValueError, match=r"one CPU generator a sample: 5 .*, got none"):
+        teacher.sample(noise(), LABEL)
+    with pytest.raises(ValueError, match=r"one CPU generator a sample: 5 .*, got 4"):
+        teacher.sample(noise(), LABEL, generators(4))
+    empty = teacher.sample(noise(0), torch.zeros(0, dtype=torch.int64), [])
+    assert empty.shape == (0, *SHAPE)
 
 
 def test_wrong_inputs_are_named(denoiser: EDMDenoiser) -> None:
