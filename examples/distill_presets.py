@@ -1,4 +1,4 @@
-"""Sizes of the flagship run: see distill_cifar.py."""
+"""Sizes of the flagship runs: see distill_cifar.py and distill_imagenet.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Preset:
         get: name of the student.
         pairs: noise/image pairs to make.
         images: length of each training.
-        evaluate: images that fd_cifar10 is measured on, no more than there are pairs.
+        evaluate: images that quality is measured on, no more than there are pairs.
         held_out: noises outside the pairs, given to teacher and students for pair_l1 and pictures;
             no more than there are pairs.
         batch: images at a time, for the teacher and for sampling.
@@ -54,7 +54,7 @@ SHORT = TrainConfig(
     log_images=1_000,
 )
 
-PRESETS = {
+CIFAR = {
     "smoke": Preset(
         get="GET-N/8",
         pairs=32,
@@ -84,5 +84,18 @@ PRESETS = {
         batch=128,
         shard=4_096,
         recipe=TrainConfig(images=1, save_images=640_000, log_images=12_800),  # as published
+    ),
+}
+
+# ImageNet 64x64 with the same counts. The paper preset has twice the batch, as the paper's own
+# class-conditional runs, and patches of 4 for four times the pixels: as many tokens as on CIFAR-10.
+IMAGENET = {
+    "smoke": replace(CIFAR["smoke"], images=128),
+    "demo": CIFAR["demo"],
+    "paper": replace(
+        CIFAR["paper"],
+        get="GET-B/4",
+        batch=64,
+        recipe=replace(CIFAR["paper"].recipe, batch_size=256),
     ),
 }

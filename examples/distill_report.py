@@ -1,4 +1,4 @@
-"""What the flagship run shows at its end: see distill_cifar.py."""
+"""What a distillation run shows at its end: see distill_cifar.py and distill_imagenet.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_job import Job
 from torch import Tensor
 
 from deqgen.evaluation.pictures import save_curves, save_rows
@@ -42,36 +43,45 @@ def write_log(directory: Path, names: Mapping[str, int]) -> None:
 
 
 def write_pictures(path: Path, rows: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
-    """Draw the first images of every row, one column a noise."""
+    """Draw the first images of every row, one column a noise; latents by :func:`as_colours`."""
     shown = {title: images[:COLUMNS] for title, images in rows.items()}
+    if next(iter(shown.values())).shape[1] not in (1, 3):
+        shown = as_colours(shown)
     count = len(next(iter(shown.values())))
     columns = [class_names[i % len(class_names)] for i in range(count)] if class_names else []
     save_rows(shown, path, columns=columns)
 
 
-def print_table(metrics: Mapping[str, Any], directory: Path) -> None:
+def as_colours(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Show the first three channels of latents, in units of the largest value of the first row."""
+    largest = float(next(iter(rows.values())).abs().max()) or 1.0
+    return {
+        title: images[:, : 3 if images.shape[1] > 2 else 1] / largest
+        for title, images in rows.items()
+    }
+
+
+def print_table(metrics: Mapping[str, Any], job: Job) -> None:
     """Print the numbers that compare teacher and students, and where to look."""
-    models = ("teacher", "get", "vit")
+    titles = ("teacher", *job.models)
     lines: list[tuple[str, str, str]] = [
         ("model", "model", "s"),
         ("passes of the network an image", "nfe", "d"),
         ("milliseconds an image", "seconds_per_image", "ms"),
         ("parameters (millions)", "parameters", "M"),
         ("GMACs an image", "gmacs", ".2f"),
-        ("fd_cifar10 (less is better)", "fd_cifar10", ".2f"),
-        ("inception-style score (of 10)", "inception_style_score", ".2f"),
-        ("class recognised", "accuracy", "%"),
+        *job.task.scores,
         ("L1 distance to teacher's image", "pair_l1", ".3f"),
     ]
-    print(f"\n{'':32s}{'teacher':>15s}{'GET':>15s}{'ViT':>15s}")
+    print(f"\n{'':32s}" + "".join(f"{title:>15s}" for title in titles))
     for title, key, style in lines:
-        cells = [format_cell(metrics[model].get(key), style) for model in models]
+        cells = [format_cell(metrics[model.lower()].get(key), style) for model in titles]
         print(f"{title:32s}" + "".join(f"{cell:>15s}" for cell in cells))
-    seconds = metrics["seconds"]
+    seconds, directory = metrics["seconds"], job.directory
     print(
         f"\n{metrics['pairs']} pairs cost {metrics['teacher_nfe_total']} teacher evaluations; "
         f"each student saw {metrics['training_images']} images. "
-        f"fd_cifar10 is measured on {metrics['teacher']['images']} images and is not FID."
+        f"{job.task.caveat.format(**metrics['teacher'])}"
         f"\nseconds: pairs {seconds['pairs']:.0f}, train {seconds['train']:.0f}, "
         f"evaluate {seconds['evaluate']:.0f}"
         f"\nlook at {directory / 'samples.png'} and {directory / 'loss.png'}; the numbers are in "

@@ -66,8 +66,8 @@ def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Expected one of {convert-get, list}"),
-        (["lst"], "Unrecognized options: lst. Available subcommands: convert-get, list"),
+        ([], f"Expected one of {{{', '.join(cli.COMMANDS)}}}"),
+        (["lst"], f"Unrecognized options: lst. Available subcommands: {', '.join(cli.COMMANDS)}"),
         (["list", "XYZ*"], "nothing among the models, solvers, gradients matches 'XYZ*'"),
         (["list", "GET*", "--kind", "solvers"], "nothing among the solvers matches 'GET*'"),
         (["list", "--kind", "teapots"], "'teapots'"),

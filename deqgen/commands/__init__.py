@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from deqgen.commands import data
 from deqgen.commands.models import convert_get, list_names
 
 Command = Callable[..., None]
@@ -33,5 +34,6 @@ class Group:
 
 COMMANDS: Mapping[str, Command | Group] = {
     "convert-get": convert_get,
+    "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),
     "list": list_names,
 }

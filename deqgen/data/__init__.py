@@ -8,13 +8,18 @@ Mental model, in five lines:
 5. ``PairDataset(directory)`` maps the shards into memory and gathers a whole batch per call.
 """
 
+from deqgen.data.cifar10 import read_cifar10
 from deqgen.data.dataset import PairDataset
-from deqgen.data.images import ImageZip, ImageZipError, to_float, to_uint8
+from deqgen.data.image_folder import ImageFolder, ImageSourceError, center_crop
+from deqgen.data.image_writer import write_image_zip
+from deqgen.data.images import ImageZip, ImageZipError, iterate_image_zip, to_float, to_uint8
 from deqgen.data.manifest import Manifest, PairError, ShardRecord
 from deqgen.data.noise import generators_for, noise_for, pair_seeds
 from deqgen.data.pairs import PairSource, write_pairs
 
 __all__ = [
+    "ImageFolder",
+    "ImageSourceError",
     "ImageZip",
     "ImageZipError",
     "Manifest",
@@ -22,10 +27,14 @@ __all__ = [
     "PairError",
     "PairSource",
     "ShardRecord",
+    "center_crop",
     "generators_for",
+    "iterate_image_zip",
     "noise_for",
     "pair_seeds",
+    "read_cifar10",
     "to_float",
     "to_uint8",
+    "write_image_zip",
     "write_pairs",
 ]

@@ -1,16 +1,23 @@
-"""Read EDM-style image zips: square PNG or JPEG files beside a ``dataset.json`` of labels."""
+"""Read EDM-style image zips: square PNG or JPEG files beside a ``dataset.json`` of labels.
+
+Letters: N images, B images of a batch, C channels, H height, W width.
+"""
 
 from __future__ import annotations
 
 import json
 import zipfile
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+_IMAGES = (".png", ".jpg", ".jpeg")
 
 
 class ImageZipError(ValueError):
@@ -21,11 +28,12 @@ class ImageZip:
     """A labelled image data set held in memory as bytes.
 
     The layout is EDM's (arXiv 2206.00364, ``dataset_tool``): images of one size, and at the root a
-    ``dataset.json`` with ``{"labels": [["00000/img00000000.png", 6], ...]}``.
+    ``dataset.json`` with ``{"labels": [["00000/img00000000.png", 6], ...]}``, or ``null`` where
+    there are no classes. :func:`iterate_image_zip` reads the same without holding it.
 
     Attributes:
         images: uint8, ``(N, C, H, W)``, in the sorted order of the file names.
-        labels: int64, ``(N,)``.
+        labels: int64, ``(N,)``; all 0 where there are no classes.
 
     Raises:
         ImageZipError: no such file, not a zip, no ``dataset.json``, or images of several sizes.
@@ -36,49 +44,94 @@ class ImageZip:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise ImageZipError(f"there is no image archive at {self.path}")
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                labels = self._read_labels(archive)
-                images = [self._read_image(archive, name) for name in sorted(labels)]
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise ImageZipError(
-                f"{self.path} is damaged or not an image archive: {error}"
-            ) from None
-        shapes = {image.shape for image in images}
-        if len(shapes) != 1:
-            raise ImageZipError(
-                f"{self.path} should hold images of one shape, found {sorted(shapes)[:4]}"
-            )
-        self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        self.labels = torch.tensor([labels[name] for name in sorted(labels)], dtype=torch.int64)
+        images, labels = zip(*iterate_image_zip(self.path), strict=True)
+        self.images, self.labels = torch.cat(images), torch.cat(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _read_labels(self, archive: zipfile.ZipFile) -> dict[str, int]:
-        try:
-            rows = json.loads(archive.read("dataset.json"))["labels"]
-            labels = {str(name): int(label) for name, label in rows}
-        except (KeyError, TypeError, ValueError):
-            raise ImageZipError(
-                f'{self.path} has no dataset.json of the form {{"labels": [[name, class], ...]}}'
-            ) from None
-        if not labels:
-            raise ImageZipError(f"{self.path} lists no images")
-        return labels
 
-    def _read_image(self, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-        try:
-            stream = archive.open(name)
-        except KeyError:
-            raise ImageZipError(f"{self.path} lists {name} but does not hold it") from None
-        try:
-            with stream, Image.open(stream) as image:
-                return np.asarray(image.convert("RGB"))
-        except OSError as error:  # Pillow's word for what it cannot read, cut short or not an image
-            raise ImageZipError(f"{name} in {self.path} cannot be read: {error}") from None
+def iterate_image_zip(
+    path: str | Path, *, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read an image zip batch by batch, in the sorted order of the file names.
+
+    Args:
+        path: the archive; see :class:`ImageZip` for its layout.
+        batch_size: images at a time; the last batch may be smaller.
+
+    Yields:
+        Images ``(B, C, H, W)`` uint8 and labels ``(B,)`` int64.
+
+    Raises:
+        ImageZipError: as :class:`ImageZip`.
+    """
+    path = Path(path)
+    shape: tuple[int, ...] | None = None
+    with _opened(path) as (archive, labels):
+        names = sorted(labels)
+        for start in range(0, len(names), batch_size):
+            chosen = names[start : start + batch_size]
+            images = [_read_image(archive, path, name) for name in chosen]
+            shape = _one_shape(path, shape, images)
+            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, C, H, W)
+            yield pixels.contiguous(), torch.tensor([labels[name] for name in chosen])
+
+
+def count_image_zip(path: str | Path) -> int:
+    """How many images an archive lists, without reading them; raises as :class:`ImageZip`."""
+    with _opened(Path(path)) as (_, labels):
+        return len(labels)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, int]]]:
+    """The archive and its labels by name; damage found in the block is one sentence, too."""
+    if not path.is_file():
+        raise ImageZipError(f"there is no image archive at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive, _read_labels(archive, path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ImageZipError(f"{path} is damaged or not an image archive: {error}") from None
+
+
+def _read_labels(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
+    try:
+        rows = json.loads(archive.read("dataset.json"))["labels"]
+        if rows is None:
+            names = (n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in _IMAGES)
+            rows = [[name, 0] for name in names]
+        labels = {str(name): int(label) for name, label in rows}
+    except (KeyError, TypeError, ValueError):
+        raise ImageZipError(
+            f'{path} has no dataset.json of the form {{"labels": [[name, class], ...]}}'
+        ) from None
+    if not labels:
+        raise ImageZipError(f"{path} lists no images")
+    return labels
+
+
+def _read_image(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
+    try:
+        stream = archive.open(name)
+    except KeyError:
+        raise ImageZipError(f"{path} lists {name} but does not hold it") from None
+    try:
+        with stream, Image.open(stream) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:  # Pillow's word for what it cannot read, cut short or not an image
+        raise ImageZipError(f"{name} in {path} cannot be read: {error}") from None
+
+
+def _one_shape(
+    path: Path, shape: tuple[int, ...] | None, images: list[np.ndarray]
+) -> tuple[int, ...]:
+    """The shape of these images and of those before."""
+    shapes = {image.shape for image in images} | ({shape} if shape else set())
+    if len(shapes) != 1:
+        raise ImageZipError(f"{path} should hold images of one shape, found {sorted(shapes)[:4]}")
+    return images[0].shape
 
 
 def to_float(images: Tensor) -> Tensor:

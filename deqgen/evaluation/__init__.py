@@ -19,6 +19,13 @@ from deqgen.evaluation.frechet import (
     save_reference,
 )
 from deqgen.evaluation.scores import class_accuracy, inception_style_score
+from deqgen.evaluation.statistics import (
+    archive_reference,
+    box_to_32,
+    load_archive_reference,
+    load_statistics,
+    save_statistics,
+)
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -27,13 +34,18 @@ __all__ = [
     "FeatureMoments",
     "Reference",
     "Report",
+    "archive_reference",
+    "box_to_32",
     "class_accuracy",
     "evaluate",
     "fingerprint",
     "frechet_distance",
     "inception_style_score",
+    "load_archive_reference",
     "load_classifier",
     "load_reference",
+    "load_statistics",
     "make_reference",
     "save_reference",
+    "save_statistics",
 ]
