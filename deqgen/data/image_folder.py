@@ -134,7 +134,8 @@ def read_rgb(path: Path) -> Image.Image:
             bits a channel, which a conversion would clip.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as file:
+            image: Image.Image = file
             if image.mode not in _OPAQUE + _TRANSPARENT:
                 raise ImageSourceError(
                     f"{path} has pixels of mode {image.mode}, and images of eight bits a channel "
