@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.teachers import convert_edm
 
 Command = Callable[..., None]
 
@@ -32,6 +33,7 @@ class Group:
 
 
 COMMANDS: Mapping[str, Command | Group] = {
+    "convert-edm": convert_edm,
     "convert-get": convert_get,
     "list": list_names,
 }
