@@ -33,7 +33,7 @@ class Options(distill_job.Options):
     """What to run; a run continues only under the options it began with."""
 
     teacher: str = "cifar10-small"
-    """Name of a teacher, or a file that save_teacher wrote."""
+    """Whatever load_teacher opens: a name, a file that save_teacher wrote, a checkpoint of EDM."""
     conditional: bool = True
     """Whether teacher and students are told the class to show."""
 

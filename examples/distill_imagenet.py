@@ -44,9 +44,9 @@ class Options(distill_job.Options):
     """What to run; a run continues only under the options it began with."""
 
     teacher: str | None = None
-    """edm-imagenet64-cond-adm, which is downloaded; or a file that deqgen convert-edm or
-    save_teacher wrote; or diffusers:PATH, a pipeline of diffusers. A sampler that adds noise on the
-    way, as EDM's for ImageNet does, is replaced by 40 Heun steps (79 evaluations): a student can
+    """Whatever load_teacher opens: edm-imagenet64-cond-adm, which is downloaded; a checkpoint of EDM
+    or what deqgen convert-edm made of it; diffusers:PATH, a pipeline of diffusers. A sampler that adds noise on the
+    way, as EDM's published one for ImageNet does, is replaced by 40 Heun steps (79 evaluations): a student can
     only learn what the first noise decides. Under the preset smoke the default is a tiny network
     with random weights."""
     reference: Path | None = None
@@ -112,10 +112,6 @@ class ImageNet(distill_job.Task):
 
 def find_teacher(options: Options, where: dict[str, Any]) -> Teacher:
     """The teacher that was asked for, or the preset's."""
-    if options.teacher and options.teacher.startswith("diffusers:"):
-        from deqgen.teachers.diffusers import load_diffusers
-
-        return load_diffusers(options.teacher.removeprefix("diffusers:"), **where)
     if options.teacher:
         return load_teacher(options.teacher, **where)
     if options.preset != "smoke":

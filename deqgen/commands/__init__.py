@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from deqgen.commands import data
 from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.teachers import convert_edm
 
 Command = Callable[..., None]
 
@@ -33,6 +34,7 @@ class Group:
 
 
 COMMANDS: Mapping[str, Command | Group] = {
+    "convert-edm": convert_edm,
     "convert-get": convert_get,
     "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),
     "list": list_names,

@@ -7,12 +7,14 @@ Mental model, in five lines:
 3. ``Guidance`` exaggerates what the class changes; a guided evaluation costs two.
 4. A ``Teacher`` freezes all three: ``sample(noise, label)`` is deterministic (with churn, given the
    samples' generators too), ``nfe`` is its cost.
-5. ``load_teacher(name_or_path)`` reads one from a safetensors file, ``save_teacher`` writes it.
+5. ``load_teacher`` opens any of them: a name, our file, a checkpoint of EDM, a diffusers pipeline.
 """
 
+from deqgen.teachers import published  # registers its names
 from deqgen.teachers.churn import Churn
 from deqgen.teachers.diffusers import load_diffusers
 from deqgen.teachers.discrete import DiscreteDenoiser
+from deqgen.teachers.edm_file import convert_edm, load_edm
 from deqgen.teachers.guidance import Guidance
 from deqgen.teachers.methods import DPMpp2M, Euler, Heun, Method
 from deqgen.teachers.parallel import ParallelReport, sample_parallel
@@ -26,6 +28,7 @@ from deqgen.teachers.registry import (
     register_teacher,
     save_teacher,
 )
+from deqgen.teachers.restricted import UnsafePickleError
 from deqgen.teachers.sampler import Sampler, sample
 from deqgen.teachers.schedules import VE, VP, Karras, Linear, Schedule
 from deqgen.teachers.teacher import Teacher
@@ -50,12 +53,16 @@ __all__ = [
     "Schedule",
     "Teacher",
     "TeacherError",
+    "UnsafePickleError",
     "VEPrecond",
     "VPPrecond",
     "available_teachers",
+    "convert_edm",
     "iDDPMPrecond",
     "load_diffusers",
+    "load_edm",
     "load_teacher",
+    "published",
     "register_architecture",
     "register_teacher",
     "sample",

@@ -77,11 +77,18 @@ def available_teachers() -> list[str]:
 
 
 def load_teacher(name_or_path: str | Path, **options: Any) -> Teacher:
-    """Load a teacher by name, or from a file that :func:`save_teacher` wrote.
+    """Load a teacher, wherever it comes from; no code in any file is run.
 
     Args:
-        name_or_path: ``"cifar10-small"`` is embedded and needs no network. A ``Path``, or a string
-            that ends in ``.safetensors`` or has a folder in it, is a file.
+        name_or_path: one of these:
+
+            - a name: ``"cifar10-small"`` is embedded; others, such as ``"edm-cifar10-uncond-vp"``,
+              are downloaded once (:func:`available_teachers` lists them);
+            - a ``.safetensors`` file that :func:`save_teacher` wrote. Any other ``Path``, or string
+              with a folder in it, is taken for one;
+            - a ``.pkl`` checkpoint of EDM, or its address (:func:`load_edm`);
+            - ``"diffusers:ID"`` for a name on the Hugging Face Hub, or a folder with a pipeline of
+              diffusers (:func:`load_diffusers`).
         options: arguments of :class:`Teacher` that replace the file's (``sampler``, ``guidance``,
             ``device``, ``precision``, ``compile``, ...).
 
@@ -90,6 +97,14 @@ def load_teacher(name_or_path: str | Path, **options: Any) -> Teacher:
         TeacherError: the file is missing, truncated, or something else.
     """
     path = Path(name_or_path)
+    if str(name_or_path).startswith("diffusers:") or path.is_dir():
+        from deqgen.teachers.diffusers import load_diffusers  # which imports this file
+
+        return load_diffusers(str(name_or_path).removeprefix("diffusers:"), **options)
+    if path.suffix == ".pkl":
+        from deqgen.teachers.edm_file import load_edm  # likewise
+
+        return load_edm(name_or_path, **options)
     if isinstance(name_or_path, Path) or path.suffix == ".safetensors" or len(path.parts) > 1:
         return _load_file(path, **options)
     if name_or_path not in TEACHERS:

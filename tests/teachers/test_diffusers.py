@@ -22,6 +22,7 @@ from deqgen.teachers import (
     Teacher,
     TeacherError,
     load_diffusers,
+    load_teacher,
     sample,
 )
 from tests.teachers.random_pipelines import denoiser_of, edit, noisy
@@ -142,6 +143,13 @@ def test_rows_are_independent_and_times_may_be_fractions(pipelines: Path, name: 
     # A time rounded to one of the ends would be half the way off.
     off, way = ends[1] - (ends[0] + ends[2]) / 2, ends[2] - ends[0]
     assert 0 < float(off.abs().max()) < 0.4 * float(way.abs().max())
+
+
+def test_load_teacher_opens_a_pipeline_too(pipelines: Path) -> None:
+    folder = pipelines / "unet"
+    wanted = load_diffusers(folder).describe()
+    assert load_teacher(folder).describe() == wanted
+    assert load_teacher(f"diffusers:{folder}").describe() == wanted
 
 
 def test_loading_is_faithful_and_draws_nothing(diffusers: Any, pipelines: Path) -> None:

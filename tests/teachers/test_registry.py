@@ -134,7 +134,7 @@ def test_missing_truncated_and_foreign_files(file: Path, tmp_path: Path) -> None
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(TeacherError, match="not one that save_teacher wrote"):
         load_teacher(file)
-    with pytest.raises(TeacherError, match="there is no teacher file"):
+    with pytest.raises(TeacherError, match=r"model_index\.json"):  # a folder is a pipeline
         load_teacher(tmp_path)
 
 
