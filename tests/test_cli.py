@@ -66,7 +66,7 @@ def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "Expected one of {convert-get, list}"),
+        ([], "Expected one of {convert-get, list"),
         (["lst"], "Unrecognized options: lst. Available subcommands: convert-get, list"),
         (["list", "XYZ*"], "nothing among the models, solvers, gradients matches 'XYZ*'"),
         (["list", "GET*", "--kind", "solvers"], "nothing among the solvers matches 'GET*'"),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.pairs import PAIRS
 
 Command = Callable[..., None]
 
@@ -34,4 +35,5 @@ class Group:
 COMMANDS: Mapping[str, Command | Group] = {
     "convert-get": convert_get,
     "list": list_names,
+    "pairs": Group("Make, check, merge and import noise/image pairs.", PAIRS),
 }
