@@ -44,11 +44,11 @@ class Options(distill_job.Options):
     """What to run; a run continues only under the options it began with."""
 
     teacher: str | None = None
-    """Whatever load_teacher opens: edm-imagenet64-cond-adm, which is downloaded; a checkpoint of EDM
-    or what deqgen convert-edm made of it; diffusers:PATH, a pipeline of diffusers. A sampler that adds noise on the
-    way, as EDM's published one for ImageNet does, is replaced by 40 Heun steps (79 evaluations): a student can
-    only learn what the first noise decides. Under the preset smoke the default is a tiny network
-    with random weights."""
+    """Whatever load_teacher opens: edm-imagenet64-cond-adm, which is downloaded; a checkpoint of
+    EDM, or what deqgen convert-edm made of it; diffusers:PATH, a pipeline of diffusers. A sampler
+    that adds noise on the way, as EDM's published one for ImageNet does, is replaced by 40 Heun
+    steps (79 evaluations): a student can only learn what the first noise decides. Under the preset
+    smoke the default is a tiny network with random weights."""
     reference: Path | None = None
     """Images to compare with: an EDM-style zip, as deqgen data imagenet64 writes it, or the .npz
     that deqgen data stats makes of it, which is read at once."""

@@ -83,11 +83,17 @@ def test_metadata_names_python_licence_and_extras(metadata: Message) -> None:
     assert metadata["Name"] == "deqgen"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"dev", "docs", "demo", "export"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "dev",
+        "docs",
+        "demo",
+        "diffusers",
+        "export",
+    }
     core = {canonicalize_name(r.name) for r in requirements(metadata) if r.marker is None}
     assert core == {
         *("torch", "torchdeq", "numpy", "scipy", "safetensors", "huggingface-hub", "accelerate"),
-        *("tyro", "pillow", "tqdm", "matplotlib"),
+        *("tyro", "pillow", "tqdm", "matplotlib", "fsspec"),
     }
 
 

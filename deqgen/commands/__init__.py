@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deqgen.commands import data
+from deqgen.commands import data, pairs
 from deqgen.commands.models import convert_get, list_names
 from deqgen.commands.teachers import convert_edm
 
@@ -38,4 +38,5 @@ COMMANDS: Mapping[str, Command | Group] = {
     "convert-get": convert_get,
     "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),
     "list": list_names,
+    "pairs": Group("Make, check, merge and import noise/image pairs.", pairs.COMMANDS),
 }

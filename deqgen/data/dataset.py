@@ -1,11 +1,11 @@
 """Read pairs back: every shard mapped into memory, a whole batch gathered per call.
 
-Letters: B samples, C channels, H height, W width.
+Letters: B samples, T tensors of a pair, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deqgen.data.gather import gather
 from deqgen.data.images import to_float
-from deqgen.data.manifest import Manifest, PairError
-from deqgen.data.shards import Array, open_shard, shard_sha256
+from deqgen.data.manifest import MANIFEST, Manifest, PairError, ShardRecord
+from deqgen.data.remote import RemoteFolder, default_cache, is_remote
+from deqgen.data.shards import DTYPES, Array, check_shard, open_shard, row_bytes
 
 Batch = dict[str, Tensor]
 
@@ -25,16 +27,20 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
 
     Opening reads the manifest and the header of every shard, which finds missing and truncated
     files; it does not read the pairs. Only ``verify=True`` does, and only that finds a flipped
-    byte.
+    byte. What a process reads stays mapped: it is the system's page cache, shared by all workers
+    and given back when memory is short, and shows up in a process's resident size.
 
     With a ``DataLoader``, pass ``collate_fn=dataset.collate``: a batch comes whole from
     :meth:`__getitems__` and needs no collating.
 
     Args:
-        directory: the folder.
+        directory: the folder; or an fsspec path to one, such as ``"s3://bucket/pairs"``, whose
+            shards are fetched when first needed and checked on arrival.
         verify: compare the SHA-256 of every shard.
         decode: return noise and image in float32 (bytes mapped to [-1, 1]); false returns what is
             stored, for decoding on the device.
+        cache: where fetched shards are kept; default: ``$DEQGEN_CACHE/pairs``, else
+            ``~/.cache/deqgen/pairs``. Nothing is ever removed from it.
 
     Attributes:
         manifest: the :class:`Manifest`.
@@ -43,27 +49,41 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
 
     Raises:
         PairError: no manifest, an unfinished set, or a shard that is missing, truncated or
-        changed; the
-            message names it.
+            changed; the message names it.
     """
 
-    def __init__(self, directory: str | Path, *, verify: bool = False, decode: bool = True) -> None:
-        self.directory = Path(directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        verify: bool = False,
+        decode: bool = True,
+        cache: str | Path | None = None,
+    ) -> None:
+        self.directory = directory if is_remote(directory) else Path(directory)
         self.decode = decode
-        self.manifest = manifest = Manifest.read(self.directory)
+        self._remote: RemoteFolder | None = None
+        if is_remote(directory):
+            self._remote = RemoteFolder(
+                str(directory), default_cache() if cache is None else Path(cache)
+            )
+        self.manifest = manifest = self._read_manifest()[0]
         if not manifest.complete:
             raise PairError(
                 f"{self.directory} is not finished: run the command that began it once more"
             )
         self.image_shape = tuple(int(size) for size in manifest.tensors["image"]["shape"])
-        self.num_classes = (
-            int(manifest.settings["teacher"]["num_classes"]) if "label" in manifest.tensors else 0
-        )
+        self.num_classes = manifest.num_classes
         self._starts = self._shard_starts()  # (shards,)
-        self._shards: list[dict[str, Array]] | None = None
+        self._sizes = np.array([row_bytes(*item) for item in manifest.tensors.items()])  # (T,)
+        self._close()
         if verify:
             self.verify()
-        self._open()
+        if self._remote:
+            self._remote.check_sizes(manifest)
+        else:
+            for index in range(len(manifest.shards)):
+                self._shard(index)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -88,11 +108,11 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)  # (B,)
         size = len(self)
-        if len(wanted) and not -size <= wanted.min() <= wanted.max() < size:
-            raise IndexError(
-                f"pair indices must lie in {-size}..{size - 1}, got {wanted.min()}..{wanted.max()}"
-            )
-        wanted = np.where(wanted < 0, wanted + size, wanted)
+        low, high = (int(wanted.min()), int(wanted.max())) if len(wanted) else (0, 0)
+        if not -size <= low <= high < size:
+            raise IndexError(f"pair indices must lie in {-size}..{size - 1}, got {low}..{high}")
+        if low < 0:
+            wanted = np.where(wanted < 0, wanted + size, wanted)
         batch = {name: torch.from_numpy(array) for name, array in self._gather(wanted).items()}
         if not self.decode:
             return batch
@@ -106,30 +126,65 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
         """Pass a batch on as it is, for ``DataLoader(collate_fn=...)``."""
         return batch
 
+    def seeds(self) -> Tensor:
+        """The seeds of all pairs, ``(len,)`` int64, in the order of the pairs."""
+        shards = (self._shard(index)["seed"] for index in range(len(self.manifest.shards)))
+        return torch.from_numpy(np.concatenate(list(shards)))
+
     def verify(self, progress: Callable[[str], Any] | None = None) -> None:
-        """Read every shard and compare its checksum.
+        """Read everything and compare checksums: of the manifest, of every shard, of its record.
 
         Args:
             progress: called with the name of each shard that was found whole.
 
         Raises:
-            PairError: naming the first shard that differs.
+            PairError: naming the first file that differs.
         """
+        manifest, content = self._read_manifest()
+        if content != manifest.to_bytes():
+            raise PairError(
+                f"{MANIFEST} in {self.directory} is damaged: it is not what its own SHA-256 says; "
+                "run the command that made it once more"
+            )
         for record in self.manifest.shards:
-            path = self.directory / record.file
-            if not path.is_file():
-                raise PairError(f"shard {record.file} is missing from {self.directory}")
-            if shard_sha256(path) != record.sha256:
-                raise PairError(
-                    f"shard {record.file} in {self.directory} is damaged: its SHA-256 is not the "
-                    "manifest's; delete it and run the command that made it once more"
-                )
+            if self._remote:
+                self._remote.verify(record)
+            else:
+                self._verify_local(Path(self.directory), record)
             if progress is not None:
                 progress(record.file)
 
+    @staticmethod
+    def _verify_local(directory: Path, record: ShardRecord) -> None:
+        check_shard(directory / record.file, record, str(directory))
+        beside = (directory / record.file).with_suffix(".json")
+        if not beside.is_file() or beside.read_bytes() != record.to_bytes():
+            raise PairError(
+                f"the record of shard {record.file} in {directory} is missing or damaged: it is "
+                "not the manifest's; run the command that made it once more"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: a worker process opens its own instead of being sent the data."""
-        return {**self.__dict__, "_shards": None}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_shards", "_addresses")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close()
+
+    def _close(self) -> None:
+        """Have no shard mapped."""
+        shards = len(self.manifest.shards)
+        self._shards: list[dict[str, Array] | None] = [None] * shards
+        # Of the T tensors in each shard, (T, shards); 0 while a shard is not mapped.
+        self._addresses = np.zeros((len(self.manifest.tensors), shards), dtype=np.int64)
+
+    def _read_manifest(self) -> tuple[Manifest, bytes]:
+        """The manifest, and the bytes that it was read from."""
+        if self._remote:
+            return self._remote.manifest()
+        manifest = Manifest.read(Path(self.directory))
+        return manifest, (Path(self.directory) / MANIFEST).read_bytes()
 
     def _shard_starts(self) -> Array:
         starts = []
@@ -144,34 +199,31 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
             total += record.count
         return np.asarray(starts, dtype=np.int64)
 
-    def _open(self) -> list[dict[str, Array]]:
-        if self._shards is None:
-            self._shards = [
-                open_shard(self.directory, record, self.manifest.tensors)
-                for record in self.manifest.shards
-            ]
-        return self._shards
+    def _shard(self, index: int) -> dict[str, Array]:
+        """The tensors of a shard, mapped on first use."""
+        opened = self._shards[index]
+        if opened is None:
+            record = self.manifest.shards[index]
+            path = (
+                self._remote.fetch(record) if self._remote else Path(self.directory) / record.file
+            )
+            opened = open_shard(path, record, self.manifest.tensors, str(self.directory))
+            self._shards[index] = opened
+            self._addresses[:, index] = [array.ctypes.data for array in opened.values()]
+        return opened
 
     def _gather(self, wanted: Array) -> dict[str, Array]:
         """Stored rows in the order asked for."""
-        shards = self._open()
-        out = {
-            name: np.empty((len(wanted), *array.shape[1:]), array.dtype)
-            for name, array in shards[0].items()
-        }
-        for shard, places, rows in self._by_shard(wanted):
-            for name, array in shards[shard].items():
-                out[name][places] = array[rows]
-        return out
-
-    def _by_shard(self, wanted: Array) -> Iterator[tuple[int, Array, Array]]:
-        """For each shard needed: its number, places in the batch, and rows in the shard, rising."""
-        order = np.argsort(
-            wanted, kind="stable"
-        )  # (B,); rising rows visit each page of a file once
-        owner = np.searchsorted(self._starts, wanted[order], side="right") - 1  # (B,), rising
-        for shard, first, size in zip(
-            *np.unique(owner, return_index=True, return_counts=True), strict=True
+        owner = self._starts.searchsorted(wanted, side="right") - 1  # (B,)
+        if None in self._shards:
+            for index in np.unique(owner):
+                self._shard(index)
+        rows = wanted - self._starts[owner]  # (B,)
+        places = self._addresses[:, owner] + self._sizes[:, None] * rows  # (T, B)
+        out = {}
+        for (name, row), size, place in zip(
+            self.manifest.tensors.items(), self._sizes.tolist(), places, strict=True
         ):
-            places = order[first : first + size]
-            yield int(shard), places, wanted[places] - self._starts[shard]
+            found = gather(place, size).view(DTYPES[row["dtype"]])
+            out[name] = found.reshape(len(wanted), *row["shape"])
+        return out

@@ -136,9 +136,9 @@ def _one_shape(
 
 def to_float(images: Tensor) -> Tensor:
     """Map bytes 0..255 to floats in [-1, 1], the range in which every model here works."""
-    return images.to(torch.float32) / 127.5 - 1.0
+    return images.to(torch.float32).div(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Map floats in [-1, 1] to bytes; values outside are clamped."""
-    return (images.to(torch.float32) * 127.5 + 128.0).clamp(0, 255).to(torch.uint8)
+    return images.to(torch.float32).mul(127.5).add_(128.0).clamp_(0, 255).to(torch.uint8)

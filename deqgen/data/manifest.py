@@ -8,13 +8,13 @@ A folder of pairs looks like this::
 
 The manifest is written twice: with the settings before the first shard, and with the records of all
 shards after the last. It holds no date and no machine, so that an interrupted run and an
-undisturbed one end in the same bytes.
+undisturbed one end in the same bytes. ``docs/pairs_manifest.schema.json`` describes it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -35,8 +35,8 @@ class PairError(ValueError):
 class ShardRecord:
     """One shard: its file below the folder, first index, number of pairs, bytes and checksum.
 
-    ``settings`` is the digest of the settings it was made with, so that shards of two runs are
-    never taken for one set.
+    ``settings`` is the digest of the settings of its set, so that shards of two runs are never
+    taken for one set.
     """
 
     file: str
@@ -47,18 +47,25 @@ class ShardRecord:
     settings: str
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], source: Path) -> ShardRecord:
+    def from_dict(cls, data: Mapping[str, Any], source: Path | str) -> ShardRecord:
         """Read a record, or raise PairError naming ``source``."""
         try:
             record = cls(**data)
         except TypeError:
             raise PairError(f"{source} holds a shard record that is not readable") from None
-        kinds = {"file": str, "start": int, "count": int, "size": int, "sha256": str}
-        if any(not isinstance(getattr(record, key), kind) for key, kind in kinds.items()):
+        texts, numbers = ("file", "sha256", "settings"), ("start", "count", "size")
+        if not (
+            all(isinstance(getattr(record, key), str) for key in texts)
+            and all(type(getattr(record, key)) is int for key in numbers)
+        ):
             raise PairError(f"{source} holds a shard record that is not readable")
         if Path(record.file).is_absolute() or ".." in Path(record.file).parts:
             raise PairError(f"{source} names a shard outside its folder: {record.file}")
         return record
+
+    def to_bytes(self) -> bytes:
+        """The file beside the shard."""
+        return _json(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,23 +99,39 @@ class Manifest:
         return int(self.settings["teacher"]["nfe"])
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 if the pairs have no labels."""
+        return int(self.settings["teacher"]["num_classes"]) if "label" in self.tensors else 0
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the settings."""
-        return sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return _digest(self.settings)
+
+    def to_bytes(self) -> bytes:
+        """The file: a function of the manifest alone, so that any other byte in it is damage."""
+        body = {
+            "settings": self.settings,
+            "tensors": self.tensors,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        return _json(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "settings": self.settings,
+                "nfe_per_pair": self.nfe,
+                "nfe_total": self.nfe * self.count,
+                "tensors": self.tensors,
+                "complete": self.complete,
+                "sha256": _digest(body),
+                "shards": body["shards"],
+            }
+        )
 
     def write(self, directory: Path) -> None:
         """Write ``manifest.json`` so that it is either the old one or the new one, never half."""
-        data = {
-            "format": FORMAT,
-            "version": VERSION,
-            "settings": self.settings,
-            "nfe_per_pair": self.nfe,
-            "nfe_total": self.nfe * self.count,
-            "tensors": self.tensors,
-            "complete": self.complete,
-            "shards": [asdict(shard) for shard in self.shards],
-        }
-        write_atomically(directory / MANIFEST, (json.dumps(data, indent=2) + "\n").encode())
+        write_atomically(directory / MANIFEST, [self.to_bytes()])
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -121,56 +144,88 @@ class Manifest:
         if not path.is_file():
             raise PairError(f"{directory} holds no pairs: there is no {MANIFEST} in it")
         try:
-            data = json.loads(path.read_text())
-        except (ValueError, OSError) as error:
-            raise PairError(f"{path} is damaged: {error}") from None
+            content = path.read_bytes()
+        except OSError as error:
+            raise PairError(f"{path} cannot be read: {error.strerror or error}") from None
+        return cls.from_bytes(content, path)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: Path | str) -> Manifest:
+        """Read the content of a manifest; ``source`` is what messages call it.
+
+        Raises:
+            PairError: it is damaged, or another release wrote it.
+        """
+        try:
+            data = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise PairError(f"{source} is damaged: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PairError(f"{path} is not the manifest of a pair set")
+            raise PairError(f"{source} is not the manifest of a pair set")
         if data.get("version") != VERSION:
             raise PairError(
-                f"{path} has version {data.get('version')}; this release reads version {VERSION}"
+                f"{source} has version {data.get('version')}; this release reads version {VERSION}"
             )
         try:
             manifest = cls(
                 settings=data["settings"],
                 tensors={name: _row(row) for name, row in data["tensors"].items()},
-                shards=tuple(ShardRecord.from_dict(shard, path) for shard in data["shards"]),
+                shards=tuple(ShardRecord.from_dict(shard, source) for shard in data["shards"]),
             )
-            _ = manifest.count, manifest.nfe, manifest.tensors["image"], manifest.tensors["seed"]
+            _ = manifest.count, manifest.nfe, manifest.num_classes
+            _ = manifest.tensors["noise"], manifest.tensors["image"], manifest.tensors["seed"]
         except PairError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PairError(f"{path} is damaged: {error!r}") from None
+            raise PairError(f"{source} is damaged: {error!r}") from None
         return manifest
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Dtype and shape of one row of a tensor, of the right types."""
-    return {"dtype": str(row["dtype"]), "shape": [int(size) for size in row["shape"]]}
+    shape = [int(size) for size in row["shape"]]
+    if any(size < 1 for size in shape):
+        raise ValueError(f"a tensor of shape {shape}")
+    return {"dtype": str(row["dtype"]), "shape": shape}
 
 
-def first_difference(old: Any, new: Any, name: str = "") -> str | None:
+def first_difference(
+    old: Any, new: Any, name: str = "", words: tuple[str, str] = ("was", "is now")
+) -> str | None:
     """Say where two settings differ, as ``"teacher.sampler.steps was 18 and is now 10"``."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            found = first_difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-            if found:
+            path = f"{name}.{key}" if name else key
+            if found := first_difference(old.get(key), new.get(key), path, words):
                 return found
         return None
-    return None if old == new else f"{name} was {old!r} and is now {new!r}"
+    return None if old == new else f"{name} {words[0]} {old!r} and {words[1]} {new!r}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write a file of a pair set whole or not at all.
 
     Raises:
         PairError: the disk refused, for example because it is full; nothing is left behind.
     """
     try:
-        with replacing(path) as partial:
-            partial.write_bytes(data)
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.writelines(parts)
     except OSError as error:
-        raise PairError(
-            f"could not write {path} ({error.strerror or error}); once that is mended, "
-            "the same command goes on from here"
-        ) from error
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: OSError) -> PairError:
+    """What to say when the disk refused."""
+    return PairError(
+        f"could not write {path} ({error.strerror or error}); once that is mended, "
+        "the same command goes on from here"
+    )

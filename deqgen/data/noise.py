@@ -46,15 +46,11 @@ def noise_for(seeds: Iterable[int] | Sequence[torch.Generator], shape: Sequence[
     Raises:
         ValueError: a seed out of range.
     """
-    rows = [
-        torch.randn(
-            tuple(shape),
-            generator=seed if isinstance(seed, torch.Generator) else _generator(int(seed)),
-        )
-        for seed in seeds
-    ]
-    noise = torch.stack(rows) if rows else torch.empty((0, *shape))  # (B, *shape)
-    return noise.half().float()
+    chosen: list[int | torch.Generator] = list(seeds)
+    noise = torch.empty((len(chosen), *shape))  # (B, *shape)
+    for row, seed in zip(noise, chosen, strict=True):  # the draw of torch.randn, in place
+        row.normal_(generator=seed if isinstance(seed, torch.Generator) else _generator(int(seed)))
+    return noise.copy_(noise.half())
 
 
 def pair_seeds(seed: int, indices: Iterable[int]) -> list[int]:

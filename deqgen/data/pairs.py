@@ -6,9 +6,7 @@ Letters: B samples, C channels, H height, W width.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
-from hashlib import sha256
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,26 +14,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from deqgen.atomic import tidy
+from deqgen.data.folder import PairFolder
 from deqgen.data.images import to_uint8
-from deqgen.data.manifest import (
-    MANIFEST,
-    Manifest,
-    PairError,
-    ShardRecord,
-    first_difference,
-    write_atomically,
-)
+from deqgen.data.manifest import Manifest, PairError
 from deqgen.data.noise import generators_for, noise_for, pair_seeds
-from deqgen.data.shards import shard_bytes, shard_file
+from deqgen.data.shards import TORCH_DTYPES
 from deqgen.teachers.names import unknown
 
-IMAGE_DTYPES = {"uint8": "U8", "float16": "F16"}
+IMAGE_DTYPES = {"uint8": "U8", "float16": "F16", "float32": "F32"}
 LABELS = ("uniform", "random", "none")
 
 
 class PairSource(Protocol):
-    """What :func:`write_pairs` needs of a teacher; :class:`deqgen.teachers.Teacher` has it."""
+    """What :func:`write_pairs` needs of a teacher; :class:`deqgen.teachers.Teacher` has it.
+
+    One with an attribute ``stochastic`` that is true is also given the samples' ``generators``,
+    which have drawn the noise (and the label, if it is random) and go on from there.
+    """
 
     @property
     def nfe(self) -> int: ...
@@ -61,8 +56,8 @@ def write_pairs(
     shard_size: int = 4096,
     image_dtype: str = "uint8",
     labels: str = "uniform",
-    rank: int = 0,
-    world: int = 1,
+    rank: int | None = None,
+    world: int | None = None,
     progress: bool = False,
 ) -> Manifest:
     """Write ``count`` pairs, or whatever part of them is still missing.
@@ -70,8 +65,11 @@ def write_pairs(
     Pair ``index`` is a function of ``(seed, index)`` alone: its seed is ``pair_seeds(seed,
     [index])``, the seed's generator draws the noise, the noise is rounded to float16, and what is
     stored is what the teacher saw. ``batch_size``, ``shard_size`` and ``world`` change an image by
-    the rounding of the network at most. A kill at any instant loses the shard in progress and
-    nothing else; the same call goes on from there.
+    the rounding of the network at most. A kill at any instant, SIGTERM or Ctrl-C loses the shard
+    in progress and nothing else; the same call goes on from there.
+
+    Under ``torchrun`` every process makes the same call and writes its own shards; they need not
+    meet, and may be started one by one.
 
     Args:
         teacher: what makes the images.
@@ -80,15 +78,17 @@ def write_pairs(
         seed: of the set, 0 to 428.
         batch_size: samples the teacher is given at a time; may change between runs.
         shard_size: pairs a file, held in memory while it is made.
-        image_dtype: ``"uint8"``, or ``"float16"``, which takes twice the space and keeps what the
-            teacher computed beyond 8 bits.
+        image_dtype: ``"uint8"``, which keeps [-1, 1] and is for images, not for latents; or
+            ``"float16"``, ``"float32"``, which take two and four times the space and keep what
+            the teacher computed.
         labels: ``"uniform"``, label = index modulo classes, so that every class has equally many
             pairs and none of a class's share is left to chance (recommended); or ``"random"``,
             drawn by the sample's own generator right after its noise, in EDM's order. Recorded as
             ``"none"`` for an unconditional teacher.
         rank: this process; it owns the shards whose index is ``rank`` modulo ``world``.
-        world: number of processes writing to this folder.
-        progress: show a progress bar.
+        world: number of processes writing to this folder. Without either, those of ``torchrun``
+            (``RANK`` and ``WORLD_SIZE``) where both are set, else one process.
+        progress: show a progress bar, of the pairs that rank 0 makes, in that process alone.
 
     Returns:
         The manifest; ``complete`` is false only while other processes still owe shards.
@@ -98,49 +98,56 @@ def write_pairs(
             other files; the teacher gave an image that is not finite; the disk is full.
         ValueError: an argument out of range.
     """
-    _check(count, batch_size, shard_size, image_dtype, labels, rank, world)
-    pair_seeds(seed, [0, count - 1])  # refuse a seed out of range before any work
-    directory = Path(directory)
-    planned = _plan(teacher, count, seed, shard_size, image_dtype, labels)
-    if world == 1:  # with others about, a partial manifest may be one that is being written
-        tidy(directory / MANIFEST)
-    _begin(directory, planned)
-    shards = range(-(-count // shard_size))
-    with tqdm(total=count, unit="pair", disable=not progress, desc="pairs") as bar:
-        for index in shards:
-            start = index * shard_size
-            size = min(shard_size, count - start)
-            if index % world == rank and not _exists(directory, index, planned):
-                tidy(directory / shard_file(index), _record_path(directory, index))
-                tensors = _make(teacher, planned, start, size, batch_size, bar)
-                _store(directory, index, start, tensors, planned)
-            elif index % world == rank:
-                bar.update(size)
-    return _finish(directory, planned, shards)
-
-
-def _check(
-    count: int,
-    batch_size: int,
-    shard_size: int,
-    image_dtype: str,
-    labels: str,
-    rank: int,
-    world: int,
-) -> None:
+    rank, world = _place(rank, world)
     sizes = {"count": count, "batch_size": batch_size, "shard_size": shard_size, "world": world}
+    _check(sizes, rank, image_dtype, labels)
+    pair_seeds(seed, [0, count - 1])  # refuse a seed out of range before any work
+    planned = plan_pairs(teacher, count, seed, shard_size, image_dtype, labels)
+    shards = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+    folder = PairFolder(
+        Path(directory), planned, [len(indices) for indices in shards], alone=world == 1
+    )
+    mine = range(rank, len(shards), world)
+    missing = [index for index in mine if not folder.has(index)]
+    with tqdm(
+        total=sum(len(shards[index]) for index in mine),
+        initial=sum(len(shards[index]) for index in mine if index not in missing),
+        unit="pair",
+        disable=not progress or rank > 0,
+        desc="pairs",
+    ) as bar:
+        room = _room(planned, len(shards[0]))
+        for index in missing:
+            folder.store(index, _make(teacher, planned, shards[index], batch_size, room, bar))
+    return folder.finish()
+
+
+def _place(rank: int | None, world: int | None) -> tuple[int, int]:
+    """This process and their number: as given, else as torchrun says, else alone."""
+    if rank is None and world is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        said = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        try:
+            return int(said[0]), int(said[1])
+        except ValueError:
+            raise ValueError(
+                f"RANK and WORLD_SIZE must be whole numbers, got {said[0]!r} and {said[1]!r}"
+            ) from None
+    return rank or 0, 1 if world is None else world
+
+
+def _check(sizes: dict[str, int], rank: int, image_dtype: str, labels: str) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
+    if not 0 <= rank < sizes["world"]:
+        raise ValueError(f"rank must lie in 0..{sizes['world'] - 1}, got {rank}")
     if image_dtype not in IMAGE_DTYPES:
         raise ValueError(unknown("image_dtype", image_dtype, IMAGE_DTYPES))
     if labels not in LABELS:
         raise ValueError(unknown("label policy", labels, LABELS))
 
 
-def _plan(
+def plan_pairs(
     teacher: PairSource, count: int, seed: int, shard_size: int, image_dtype: str, labels: str
 ) -> Manifest:
     """The manifest before its first shard."""
@@ -172,62 +179,58 @@ def _plan(
     return Manifest(settings=json.loads(json.dumps(settings)), tensors=tensors)
 
 
-def _begin(directory: Path, planned: Manifest) -> None:
-    """Claim the folder, or check that it was begun with the same settings."""
-    try:
-        (directory / "shards").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PairError(f"could not make the folder {directory}: {error.strerror}") from error
-    # Listed before the look for the manifest: another process that begins at this moment writes its
-    # manifest first, so what is listed here without one is not ours.
-    others = {path.name for path in directory.iterdir() if not path.name.endswith(".tmp")}
-    others |= {path.name for path in (directory / "shards").glob("*.safetensors")}
-    if not (directory / MANIFEST).exists():
-        if others - {"shards"}:
-            raise PairError(
-                f"{directory} is not empty and holds no {MANIFEST}; choose a new folder"
-            )
-        planned.write(directory)
-        return
-    found = Manifest.read(directory)
-    difference = first_difference(found.settings, planned.settings)
-    if difference:
-        raise PairError(
-            f"{directory} holds pairs made with other settings: {difference}; "
-            "use the same settings to go on, or another folder"
-        )
+def _room(planned: Manifest, size: int) -> dict[str, Tensor]:
+    """Memory for the largest shard, used for all: new pages for each cost more than the copies."""
+    return {
+        name: torch.empty((size, *row["shape"]), dtype=TORCH_DTYPES[row["dtype"]])
+        for name, row in planned.tensors.items()
+    }
 
 
 def _make(
-    teacher: PairSource, planned: Manifest, start: int, size: int, batch_size: int, bar: Any
+    teacher: PairSource,
+    planned: Manifest,
+    indices: range,
+    batch_size: int,
+    room: dict[str, Tensor],
+    bar: Any,
 ) -> dict[str, Tensor]:
-    """The tensors of one shard."""
-    batches = [
-        _batch(teacher, planned, range(first, min(first + batch_size, start + size)), bar)
-        for first in range(start, start + size, batch_size)
-    ]
-    return {name: torch.cat([batch[name] for batch in batches]) for name in planned.tensors}
+    """The tensors of one shard, filled batch by batch."""
+    made = {name: tensor[: len(indices)] for name, tensor in room.items()}
+    for first in range(0, len(indices), batch_size):
+        batch = indices[first : first + batch_size]
+        for name, rows in _batch(teacher, planned, batch).items():
+            made[name][first : first + len(batch)] = rows
+        bar.update(len(batch))
+    return made
 
 
-def _batch(teacher: PairSource, planned: Manifest, indices: range, bar: Any) -> dict[str, Tensor]:
+def _batch(teacher: PairSource, planned: Manifest, indices: range) -> dict[str, Tensor]:
     settings = planned.settings
     seeds = pair_seeds(settings["seed"], indices)
     generators = generators_for(seeds)
     noise = noise_for(generators, teacher.image_shape)  # (B, C, H, W)
     label = _labels(settings["labels"], teacher.num_classes, indices, generators)  # (B,) or None
-    image = teacher.sample(noise, label).cpu()  # (B, C, H, W)
+    sample: Any = teacher.sample
+    more = {"generators": generators} if getattr(teacher, "stochastic", False) else {}
+    image: Tensor = sample(noise, label, **more).cpu()  # (B, C, H, W)
     if image.shape != noise.shape:
         raise PairError(f"the teacher gave images {tuple(image.shape)} for {tuple(noise.shape)}")
-    if not image.isfinite().all():
-        bad = indices[int(image.flatten(1).isfinite().all(1).logical_not().nonzero()[0, 0])]
-        raise PairError(f"the teacher's image of pair {bad} is not finite")
-    bar.update(len(indices))
+    _check_finite(image, indices)
     pair = {
-        "noise": noise.half(),
-        "image": to_uint8(image) if settings["image_dtype"] == "uint8" else image.half(),
+        "noise": noise,
+        "image": to_uint8(image) if settings["image_dtype"] == "uint8" else image,
         "seed": torch.tensor(seeds, dtype=torch.int64),
     }
     return pair if label is None else {**pair, "label": label}
+
+
+def _check_finite(image: Tensor, indices: range) -> None:
+    low, high = image.aminmax()  # NaN if there is one; far cheaper than to ask every number
+    if low.isfinite() and high.isfinite():
+        return
+    bad = indices[int(image.flatten(1).isfinite().all(1).logical_not().nonzero()[0, 0])]
+    raise PairError(f"the teacher's image of pair {bad} is not finite")
 
 
 def _labels(
@@ -238,62 +241,3 @@ def _labels(
     if policy == "uniform":
         return torch.tensor([index % classes for index in indices], dtype=torch.int64)
     return torch.stack([torch.randint(classes, (), generator=g) for g in generators])  # (B,)
-
-
-def _store(
-    directory: Path, index: int, start: int, tensors: dict[str, Tensor], planned: Manifest
-) -> None:
-    """Write the record, then the shard: so a shard that exists always has its record."""
-    data = shard_bytes(tensors, {"start": start, "settings": planned.digest})
-    record = ShardRecord(
-        file=shard_file(index),
-        start=start,
-        count=len(tensors["seed"]),
-        size=len(data),
-        sha256=sha256(data).hexdigest(),
-        settings=planned.digest,
-    )
-    text = json.dumps(asdict(record), indent=2) + "\n"
-    write_atomically(_record_path(directory, index), text.encode())
-    write_atomically(directory / record.file, data)
-
-
-def _record_path(directory: Path, index: int) -> Path:
-    return (directory / shard_file(index)).with_suffix(".json")
-
-
-def _exists(directory: Path, index: int, planned: Manifest) -> bool:
-    """Whether a shard is done: it is there, as long as its record says, and made as planned."""
-    path, record_path = directory / shard_file(index), _record_path(directory, index)
-    if not (path.is_file() and record_path.is_file()):
-        return False
-    record = _read_record(record_path)
-    if record is not None and record.settings != planned.digest:
-        raise PairError(f"shard {record.file} in {directory} was made with other settings")
-    return record is not None and path.stat().st_size == record.size
-
-
-def _read_record(path: Path) -> ShardRecord | None:
-    """The record, or None if it is damaged: the shard is then made again, with the same pairs."""
-    try:
-        return ShardRecord.from_dict(json.loads(path.read_text()), path)
-    except (ValueError, TypeError, OSError):
-        return None
-
-
-def _finish(directory: Path, planned: Manifest, shards: range) -> Manifest:
-    """List all shards in the manifest if they are all there; the last process to end does it."""
-    records = tuple(_finished(directory, shards, planned))
-    if len(records) < len(shards):
-        return planned
-    whole = Manifest(settings=planned.settings, tensors=planned.tensors, shards=records)
-    whole.write(directory)
-    return whole
-
-
-def _finished(directory: Path, shards: range, planned: Manifest) -> Iterator[ShardRecord]:
-    for index in shards:
-        if _exists(directory, index, planned):
-            record = _read_record(_record_path(directory, index))
-            if record is not None:
-                yield record

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from deqgen.data import PairDataset, PairError, noise_for, pair_seeds, to_uint8, write_pairs
@@ -117,6 +119,79 @@ def test_two_processes_give_the_set_of_one(tmp_path: Path) -> None:
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
 
 
+def test_torchrun_says_which_shards_are_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    one = StubTeacher()
+    assert write(one, tmp_path / "one").complete  # RANK alone says nothing
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    teacher = StubTeacher()
+    assert not write(teacher, tmp_path / "two").complete
+    assert teacher.images == 8  # shard 1
+    assert write(teacher, tmp_path / "two", rank=0, world=1).complete  # what is given wins
+    assert everything(tmp_path / "one") == everything(tmp_path / "two")
+    monkeypatch.setenv("RANK", "two")
+    with pytest.raises(ValueError, match="must be whole numbers, got 'two' and '2'"):
+        write(teacher, tmp_path / "two")
+
+
+@pytest.mark.parametrize("labels", ["uniform", "random"])
+def test_a_stochastic_teacher_goes_on_with_the_generators(tmp_path: Path, labels: str) -> None:
+    class Stochastic(StubTeacher):
+        stochastic = True
+
+        def sample(
+            self,
+            noise: Tensor,
+            label: Tensor | None = None,
+            generators: list[torch.Generator] | None = None,
+        ) -> Tensor:
+            assert generators is not None
+            churn = [torch.rand(noise.shape[1:], generator=g) for g in generators]
+            return super().sample(noise, label) / 2 + torch.stack(churn) / 4
+
+    for name, batch in (("a", 5), ("b", 23)):
+        options: Any = {"labels": labels, "batch_size": batch, "image_dtype": "float32"}
+        write(Stochastic(), tmp_path / name, **options)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+    pair = PairDataset(tmp_path / "a")[7]
+    generator = torch.Generator().manual_seed(30_000_007)
+    torch.randn((2, 4, 4), generator=generator)  # EDM's order: latents, class, churn
+    if labels == "random":
+        torch.randint(3, (), generator=generator)
+    churn = torch.rand((2, 4, 4), generator=generator)
+    plain = StubTeacher().sample(pair["noise"][None], pair["label"][None])[0]
+    assert torch.equal(pair["image"], plain / 2 + churn / 4)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (1, 1, 1), (5, 3, 7)])
+def test_any_shape_and_all_that_a_latent_teacher_computed(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    class Latent(StubTeacher):
+        image_shape = shape
+
+        def sample(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+            return super().sample(noise, label) * 9  # far beyond [-1, 1]
+
+    write(Latent(), tmp_path, image_dtype="float32")
+    pairs = PairDataset(tmp_path, verify=True).__getitems__(range(23))
+    assert pairs["image"].dtype == torch.float32 and pairs["image"].shape == (23, *shape)
+    assert torch.equal(pairs["image"], Latent().sample(pairs["noise"], pairs["label"]))
+    assert PairDataset(tmp_path).manifest.tensors["image"]["dtype"] == "F32"
+
+
+def test_shards_are_what_the_safetensors_library_writes(tmp_path: Path) -> None:
+    for dtype in ("uint8", "float16", "float32"):
+        write(StubTeacher(), tmp_path / dtype, image_dtype=dtype)
+        path = tmp_path / dtype / "shards" / "pairs-000001.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata, names = file.metadata(), list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+        assert save(tensors, metadata=metadata) == path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
@@ -208,4 +283,7 @@ def test_the_progress_bar_counts_pairs(tmp_path: Path, capsys: pytest.CaptureFix
     write(StubTeacher(), tmp_path, progress=True)
     assert "23/23" in capsys.readouterr().err
     write(StubTeacher(), tmp_path)
+    write(StubTeacher(), tmp_path / "other", progress=True, rank=1, world=2)
     assert capsys.readouterr().err == ""
+    write(StubTeacher(), tmp_path / "other", progress=True, rank=0, world=2)
+    assert "15/15" in capsys.readouterr().err
