@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers share the cores (make test runs two): more threads a worker only wait for each other, and
 # the order of a sum, hence its last digit, would depend on the machine.
 torch.set_num_threads(1)
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first call into torch may take a second. Derandomized: the same examples in each
 # run, so that a red run is red again. A busy machine generates slowly; that is no fault of a test.

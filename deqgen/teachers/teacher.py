@@ -81,7 +81,9 @@ class Teacher:
             # Twice as fast in bfloat16 on a CPU; torch's own types do not know this argument.
             cast(Any, denoiser).to(memory_format=torch.channels_last)
         self.device = _device_of(denoiser, device)
-        run = torch.compile(cast(Any, denoiser)) if compile else denoiser
+        # Freezing lays the weights out once, for the kernels that will read them.
+        frozen = {"freezing": True}
+        run = torch.compile(cast(Any, denoiser), options=frozen) if compile else denoiser
         self._counter = CountingDenoiser(self._in_precision(run))
 
     def _check(self) -> None:

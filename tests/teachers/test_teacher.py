@@ -96,8 +96,9 @@ def test_compile_wraps_the_network_and_gives_the_same_images(
     # The compiler itself takes a minute here and is torch's to test; that it is asked is ours.
     asked: list[object] = []
 
-    def compiled(model: object) -> object:
+    def compiled(model: object, options: dict[str, bool]) -> object:
         asked.append(model)
+        assert options == {"freezing": True}
         return model
 
     monkeypatch.setattr(torch, "compile", compiled)
