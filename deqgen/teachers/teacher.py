@@ -82,7 +82,7 @@ class Teacher:
             cast(Any, denoiser).to(memory_format=torch.channels_last)
         self.device = _device_of(denoiser, device)
         # Freezing lays the weights out once, for the kernels that will read them.
-        frozen = {"freezing": True}
+        frozen: Any = {"freezing": True}
         run = torch.compile(cast(Any, denoiser), options=frozen) if compile else denoiser
         self._counter = CountingDenoiser(self._in_precision(run))
 
