@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deqgen.data import PairDataset
+from deqgen.teachers import Sampler, load_teacher
 
 
 @pytest.fixture
@@ -68,3 +69,19 @@ def test_memory_is_measured_on_a_sparse_set(load, tmp_path: Path) -> None:
     ]
     assert all(row["private, MiB"] <= row["private and mapped, MiB"] for row in rows)
     json.dumps(rows)
+
+
+def test_the_rates_of_teachers(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is the first in a coarser precision."""
+    module: ModuleType = load("pairs_teacher")
+    monkeypatch.setattr(module, "BATCH", 4)
+    fast = load_teacher("cifar10-small", sampler=Sampler(steps=2), guidance=None)
+    coarse = fast.replace(precision="bfloat16")
+    rows = module.rates({"float32": fast, "bfloat16": coarse}, rounds=2)
+    assert [row["network"] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["NFE"] == fast.nfe == 3 and row["images"] == 8 for row in rows)
+    first, second = rows
+    assert first["x float32"] == 1 and first["its change"] == first["largest change"] == 0
+    assert second["x float32"] == pytest.approx(second["images/s"] / first["images/s"])
+    assert second["its change"] == second["fd_cifar10"] - first["fd_cifar10"]
+    assert 0 < second["median change"] < second["largest change"]
