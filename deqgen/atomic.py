@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Give a path beside ``path`` to write to; at the end of the block it takes its place.
 
     The new content is flushed to the disk before the rename and the rename after it. If the block
@@ -20,18 +20,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to appear; its folder exists.
+        new: leave a file alone that is there by then.
 
     Yields:
         Where to write; the block creates the file and closes it.
 
     Raises:
         OSError: the disk is full or not writable.
+        FileExistsError: there is one already, and ``new`` was asked for.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield partial
         _flush(partial)
-        partial.replace(path)
+        if not (new and _link(partial, path)):
+            partial.replace(path)
         _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -48,6 +51,17 @@ def tidy(*paths: Path) -> None:
     for path in paths:
         for partial in path.parent.glob(f".{path.name}.*.tmp"):
             partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> bool:
+    """Give a file a second name, which fails if that is taken; false on systems without links."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:

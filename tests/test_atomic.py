@@ -71,3 +71,24 @@ def test_a_folder_that_cannot_be_synced_is_done_without(
     monkeypatch.setattr(os, "fsync", refuse)
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_new_file_leaves_an_old_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path, new=True) as partial:
+        partial.write_text("first")
+    with pytest.raises(FileExistsError), replacing(path, new=True) as partial:
+        partial.write_text("second")
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_new_file_on_a_file_system_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with replacing(tmp_path / "a.txt", new=True) as partial:
+        partial.write_text("first")
+    assert (tmp_path / "a.txt").read_text() == "first" and os.listdir(tmp_path) == ["a.txt"]

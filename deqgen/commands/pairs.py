@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make(
-    out: Annotated[Path, arg(metavar="OUT")],
+    out: Annotated[str, arg(metavar="OUT")],
     /,
     teacher: Annotated[str, arg(metavar="NAME|FILE")],
     count: int,
@@ -83,11 +83,11 @@ def verify(directory: Annotated[str, arg(metavar="DIR")], /) -> None:
     print(f"{directory}: all {len(pairs):,} pairs are whole.")
 
 
-def info(directory: Annotated[Path, arg(metavar="DIR")], /) -> None:
+def info(directory: Annotated[str, arg(metavar="DIR")], /) -> None:
     """Say what a folder of pairs holds, how it was made, what it cost and whether it is complete.
 
     Args:
-        directory: The folder.
+        directory: The folder, or an fsspec path to it, such as s3://bucket/pairs.
     """
     from deqgen.data.describe import describe_pairs
 
@@ -95,7 +95,7 @@ def info(directory: Annotated[Path, arg(metavar="DIR")], /) -> None:
 
 
 def merge(
-    out: Annotated[Path, arg(metavar="OUT")],
+    out: Annotated[str, arg(metavar="OUT")],
     directories: Annotated[tuple[Path, ...], arg(metavar="DIR...")],
     /,
 ) -> None:
@@ -114,7 +114,7 @@ def merge(
 
 def import_get(
     directory: Annotated[Path, arg(metavar="DIR")],
-    out: Annotated[Path, arg(metavar="OUT")],
+    out: Annotated[str, arg(metavar="OUT")],
     /,
     nfe: int = 35,
     image_dtype: Literal["uint8", "float16", "float32"] = "uint8",
@@ -135,17 +135,26 @@ def import_get(
 
 
 def _device(name: str) -> str:
-    """What "auto" means: this process's own GPU (torchrun numbers them), else the CPU."""
+    """A device that is there; "auto": this process's own GPU (torchrun numbers them), else the CPU.
+
+    Raises:
+        ValueError: this machine or this build of torch has no such device.
+    """
     import os
 
     import torch
 
-    if name != "auto":
-        return name
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:  # an AssertionError, RuntimeError or AcceleratorError
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device {name!r} cannot be used here: {reason}; 'cpu' can.") from None
+    return name
 
 
-def _say(out: Path, manifest: Manifest) -> None:
+def _say(out: str, manifest: Manifest) -> None:
     print(
         f"{out}: {manifest.count:,} pairs in {len(manifest.shards)} shards, complete; "
         f"{manifest.nfe * manifest.count:,} evaluations of the teacher."

@@ -6,7 +6,9 @@ Letters: B samples, T tensors of a pair, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,14 @@ from deqgen.data.gather import gather
 from deqgen.data.images import to_float
 from deqgen.data.manifest import MANIFEST, Manifest, PairError, ShardRecord
 from deqgen.data.remote import RemoteFolder, default_cache, is_remote
-from deqgen.data.shards import DTYPES, Array, check_shard, open_shard, row_bytes
+from deqgen.data.shards import (
+    DTYPES,
+    Array,
+    check_shard,
+    open_shard,
+    row_bytes,
+    shard_file,
+)
 
 Batch = dict[str, Tensor]
 
@@ -25,10 +34,12 @@ Batch = dict[str, Tensor]
 class PairDataset(torch.utils.data.Dataset[Batch]):
     """A finished folder of pairs, as :func:`deqgen.data.write_pairs` left it.
 
-    Opening reads the manifest and the header of every shard, which finds missing and truncated
-    files; it does not read the pairs. Only ``verify=True`` does, and only that finds a flipped
-    byte. What a process reads stays mapped: it is the system's page cache, shared by all workers
-    and given back when memory is short, and shows up in a process's resident size.
+    Opening reads the manifest and the header of every shard, which finds the files that are
+    missing or cut at that moment; it does not read the pairs. Only ``verify=True`` does, and only
+    that finds a flipped byte. A file that is cut after opening is not noticed: the system ends a
+    process that reads beyond its end. What a process reads stays mapped: it is the system's page
+    cache, shared by all workers and given back when memory is short, and shows up in a process's
+    resident size. Threads may share a set.
 
     With a ``DataLoader``, pass ``collate_fn=dataset.collate``: a batch comes whole from
     :meth:`__getitems__` and needs no collating.
@@ -48,8 +59,8 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
         image_shape: ``(C, H, W)``.
 
     Raises:
-        PairError: no manifest, an unfinished set, or a shard that is missing, truncated or
-            changed; the message names it.
+        PairError: no manifest or a damaged one, an unfinished set, or a shard that is missing,
+            truncated or (with ``verify``) changed; the message names it.
     """
 
     def __init__(
@@ -67,11 +78,9 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
             self._remote = RemoteFolder(
                 str(directory), default_cache() if cache is None else Path(cache)
             )
-        self.manifest = manifest = self._read_manifest()[0]
+        self.manifest = manifest = self._read_manifest()
         if not manifest.complete:
-            raise PairError(
-                f"{self.directory} is not finished: run the command that began it once more"
-            )
+            raise PairError(self._unfinished())
         self.image_shape = tuple(int(size) for size in manifest.tensors["image"]["shape"])
         self.num_classes = manifest.num_classes
         self._starts = self._shard_starts()  # (shards,)
@@ -105,12 +114,19 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
 
         Raises:
             IndexError: an index out of range.
+            TypeError: indices that are no integers.
         """
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)  # (B,)
+        wanted = np.asarray(indices).reshape(-1)  # (B,)
+        if wanted.dtype.kind not in "iu" and len(wanted):
+            raise TypeError(
+                f"pair indices must be integers, got {wanted.dtype}; for a mask, pass the places "
+                "where it is true"
+            )
         size = len(self)
         low, high = (int(wanted.min()), int(wanted.max())) if len(wanted) else (0, 0)
         if not -size <= low <= high < size:
             raise IndexError(f"pair indices must lie in {-size}..{size - 1}, got {low}..{high}")
+        wanted = wanted.astype(np.int64, copy=False)
         if low < 0:
             wanted = np.where(wanted < 0, wanted + size, wanted)
         batch = {name: torch.from_numpy(array) for name, array in self._gather(wanted).items()}
@@ -140,12 +156,8 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
         Raises:
             PairError: naming the first file that differs.
         """
-        manifest, content = self._read_manifest()
-        if content != manifest.to_bytes():
-            raise PairError(
-                f"{MANIFEST} in {self.directory} is damaged: it is not what its own SHA-256 says; "
-                "run the command that made it once more"
-            )
+        if self._read_manifest() != self.manifest:
+            raise PairError(f"{MANIFEST} in {self.directory} is another one than on opening")
         for record in self.manifest.shards:
             if self._remote:
                 self._remote.verify(record)
@@ -166,7 +178,8 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: a worker process opens its own instead of being sent the data."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_shards", "_addresses")}
+        own = ("_shards", "_addresses", "_span", "_lock")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -178,13 +191,28 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
         self._shards: list[dict[str, Array] | None] = [None] * shards
         # Of the T tensors in each shard, (T, shards); 0 while a shard is not mapped.
         self._addresses = np.zeros((len(self.manifest.tensors), shards), dtype=np.int64)
+        self._span: tuple[int, int] | None = None  # from the lowest map to the end of the highest
+        self._lock = Lock()
 
-    def _read_manifest(self) -> tuple[Manifest, bytes]:
-        """The manifest, and the bytes that it was read from."""
+    def _read_manifest(self) -> Manifest:
         if self._remote:
             return self._remote.manifest()
-        manifest = Manifest.read(Path(self.directory))
-        return manifest, (Path(self.directory) / MANIFEST).read_bytes()
+        return Manifest.read(Path(self.directory))
+
+    def _unfinished(self) -> str:
+        """What to say of a set that is not complete: which shards are missing, where known."""
+        missing, size = "", self.manifest.settings.get("shard_size")
+        if self._remote is None and isinstance(size, int) and size > 0:
+            files = [shard_file(index) for index in range(ceil(len(self) / size))]
+            gone = [name for name in files if not (Path(self.directory) / name).is_file()]
+            if gone:
+                missing = (
+                    f"; {len(gone)} of {len(files)} shards are missing, the first is {gone[0]}"
+                )
+        return (
+            f"{self.directory} is not finished{missing}: run the command that began it once more, "
+            "in every process if there were several (under torchrun, each makes its own shards)"
+        )
 
     def _shard_starts(self) -> Array:
         starts = []
@@ -202,14 +230,20 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
     def _shard(self, index: int) -> dict[str, Array]:
         """The tensors of a shard, mapped on first use."""
         opened = self._shards[index]
-        if opened is None:
-            record = self.manifest.shards[index]
-            path = (
-                self._remote.fetch(record) if self._remote else Path(self.directory) / record.file
-            )
-            opened = open_shard(path, record, self.manifest.tensors, str(self.directory))
-            self._shards[index] = opened
-            self._addresses[:, index] = [array.ctypes.data for array in opened.values()]
+        if opened is not None:
+            return opened
+        record = self.manifest.shards[index]
+        path = self._remote.fetch(record) if self._remote else Path(self.directory) / record.file
+        with self._lock:
+            opened = self._shards[index]
+            if opened is None:
+                opened = open_shard(path, record, self.manifest.tensors, str(self.directory))
+                begins = [array.ctypes.data for array in opened.values()]  # (T,)
+                ends = [array.ctypes.data + array.nbytes for array in opened.values()]  # (T,)
+                low, high = self._span or (begins[0], ends[0])
+                self._span = min(low, *begins), max(high, *ends)
+                self._addresses[:, index] = begins
+                self._shards[index] = opened  # last: other threads take it as the word to read
         return opened
 
     def _gather(self, wanted: Array) -> dict[str, Array]:
@@ -220,10 +254,11 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
                 self._shard(index)
         rows = wanted - self._starts[owner]  # (B,)
         places = self._addresses[:, owner] + self._sizes[:, None] * rows  # (T, B)
+        span = self._span or (0, 1)  # none is open: no row was asked for
         out = {}
         for (name, row), size, place in zip(
             self.manifest.tensors.items(), self._sizes.tolist(), places, strict=True
         ):
-            found = gather(place, size).view(DTYPES[row["dtype"]])
+            found = gather(place, size, span).view(DTYPES[row["dtype"]])
             out[name] = found.reshape(len(wanted), *row["shape"])
         return out

@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from deqgen.data.manifest import Manifest
+from deqgen.data.remote import RemoteFolder, default_cache, is_remote
 
 
 def describe_pairs(directory: str | Path) -> str:
     """Describe a folder of pairs, finished or not, on some ten lines.
 
+    Args:
+        directory: the folder, or an fsspec path to it; of the latter the manifest alone is read.
+
     Raises:
         PairError: there is no manifest, or it is damaged.
     """
-    directory = Path(directory)
-    manifest = Manifest.read(directory)
+    if is_remote(directory):
+        manifest = RemoteFolder(str(directory), default_cache()).manifest()
+        sizes = [record.size for record in manifest.shards]
+    else:
+        manifest = Manifest.read(Path(directory))
+        shards = (Path(directory) / "shards").glob("pairs-*.safetensors")
+        sizes = [path.stat().st_size for path in shards]
     settings = manifest.settings
     teacher = settings["teacher"]
     lines = {
@@ -24,21 +33,17 @@ def describe_pairs(directory: str | Path) -> str:
         "sampler": _plain(teacher.get("sampler")) or "not recorded",
         "guidance": _plain(teacher.get("guidance")),
         "evaluations": f"{manifest.nfe} a pair, {manifest.nfe * manifest.count:,} in all",
-        "pairs": f"{manifest.count:,}{_progress(directory, manifest)}",
+        "pairs": f"{manifest.count:,}{_progress(manifest, len(sizes))}",
         "seeds": _seeds(settings),
         "labels": _labels(settings),
         "tensors": _tensors(manifest),
-        "size": _size(sum(path.stat().st_size for path in _shards(directory))),
+        "size": _size(sum(sizes)),
         "made from": _origin(settings),
     }
     width = max(map(len, lines))
     return f"{directory}\n" + "\n".join(
         f"  {name.ljust(width)}  {text}" for name, text in lines.items() if text
     )
-
-
-def _shards(directory: Path) -> list[Path]:
-    return sorted((directory / "shards").glob("pairs-*.safetensors"))
 
 
 def _teacher(teacher: dict[str, Any]) -> str:
@@ -51,10 +56,10 @@ def _plain(entry: Any) -> str:
     return json.dumps(entry).replace('"', "").strip("{}") if entry else ""
 
 
-def _progress(directory: Path, manifest: Manifest) -> str:
+def _progress(manifest: Manifest, shards: int) -> str:
     if manifest.complete:
         return f" in {len(manifest.shards)} shards, complete"
-    return f", not complete: {len(_shards(directory))} shards so far; the same command goes on"
+    return f", not complete: {shards} shards so far; the same command goes on"
 
 
 def _seeds(settings: dict[str, Any]) -> str:

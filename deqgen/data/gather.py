@@ -1,9 +1,10 @@
 """Rows of many memory maps in one indexing call, however many maps they lie in.
 
 A batch of 256 random pairs of a million visits some 160 shards. Indexed map by map, it costs a
-hundred times what it copies. So numpy is given one view that begins at every byte of the address
-space, of which only the rows asked for are ever touched; a row is then found by its address. Who
-calls vouches that each row lies in a map that is open.
+hundred times what it copies. So numpy is given one view that begins at every byte between the
+lowest of the maps and the end of the highest, of which only the rows asked for are ever touched; a
+row is then found by its address. Who calls vouches that each row lies in a map that is open; one
+outside that span is refused by numpy. 64-bit systems only.
 
 Letters: B rows, K chunks of a row.
 """
@@ -20,34 +21,42 @@ from numpy.lib.stride_tricks import as_strided
 
 Array = npt.NDArray[Any]
 
-FIRST = 4096  # nothing is mapped below; a view must begin somewhere, and not at null
-SPAN = 2**47  # what a process can address on 64-bit systems
-CHUNK = 2**15  # SPAN of these is still a size that numpy takes
+LARGEST = 2**62  # bytes of an array that numpy takes, chunks that overlap counted each
+CHUNK = 2**30  # bytes of an item that numpy takes
 
 
-def gather(addresses: Array, size: int) -> Array:
+def gather(addresses: Array, size: int, span: tuple[int, int]) -> Array:
     """Copy rows of memory.
 
     Args:
         addresses: of the first byte of each row, ``(B,)`` int64.
         size: bytes of a row, at least 1.
+        span: addresses between which all rows lie, from the first byte to one past the last.
 
     Returns:
         ``(B, size)`` uint8.
+
+    Raises:
+        IndexError: a row that begins or ends outside the span.
     """
-    everywhere, offsets = _view(size)
-    places = addresses - FIRST  # (B,)
+    if not len(addresses):
+        return np.empty((0, size), dtype=np.uint8)
+    between, offsets = _view(size, *span)
+    places = addresses - span[0]  # (B,)
+    if places.min() < 0:
+        raise IndexError(f"a row at {addresses.min()} lies before {span[0]}")
     if len(offsets) > 1:
         places = (places[:, None] + offsets).reshape(-1)  # (B K,)
-    found: Array = everywhere[places].view(np.uint8).reshape(len(addresses), size)
+    found: Array = between[places].view(np.uint8).reshape(len(addresses), size)
     return found
 
 
 @lru_cache
-def _view(size: int) -> tuple[Array, Array]:
-    """The address space as overlapping chunks that divide a row, and their offsets in it (K,)."""
-    chunk = next(c for c in range(min(size, CHUNK), 0, -1) if size % c == 0)
-    memory: Any = (ctypes.c_char * chunk).from_address(FIRST)  # not read here, nor anywhere
+def _view(size: int, low: int, high: int) -> tuple[Array, Array]:
+    """The span as overlapping chunks that divide a row, and their offsets in the row (K,)."""
+    most = min(size, CHUNK, LARGEST // (high - low))
+    chunk = next(c for c in range(most, 0, -1) if size % c == 0)
+    memory: Any = (ctypes.c_char * chunk).from_address(low)  # not read here
     first: Array = np.frombuffer(memory, dtype=f"V{chunk}")
-    everywhere = as_strided(first, shape=(SPAN - FIRST - chunk,), strides=(1,), writeable=False)
-    return everywhere, np.arange(0, size, chunk)
+    between = as_strided(first, shape=(high - low - chunk + 1,), strides=(1,), writeable=False)
+    return between, np.arange(0, size, chunk)

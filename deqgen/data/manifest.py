@@ -14,6 +14,7 @@ undisturbed one end in the same bytes. ``docs/pairs_manifest.schema.json`` descr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -25,6 +26,8 @@ from deqgen.atomic import replacing
 FORMAT = "deqgen-pairs"
 VERSION = 1
 MANIFEST = "manifest.json"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+SHARD = re.compile(r"shards/pairs-[0-9]{6,}\.safetensors")
 
 
 class PairError(ValueError):
@@ -48,7 +51,11 @@ class ShardRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: Path | str) -> ShardRecord:
-        """Read a record, or raise PairError naming ``source``."""
+        """Read a record, or raise PairError naming ``source``.
+
+        Its words become paths, of the shard and of its copy in a cache, so they are taken in no
+        other form than the schema's.
+        """
         try:
             record = cls(**data)
         except TypeError:
@@ -59,8 +66,15 @@ class ShardRecord:
             and all(type(getattr(record, key)) is int for key in numbers)
         ):
             raise PairError(f"{source} holds a shard record that is not readable")
-        if Path(record.file).is_absolute() or ".." in Path(record.file).parts:
-            raise PairError(f"{source} names a shard outside its folder: {record.file}")
+        if not SHARD.fullmatch(record.file):
+            raise PairError(
+                f"{source} names the shard {record.file!r}, which is none of shards/pairs-NNNNNN"
+                ".safetensors"
+            )
+        if not (DIGEST.fullmatch(record.sha256) and DIGEST.fullmatch(record.settings)):
+            raise PairError(f"{source} gives {record.file} a checksum that is no SHA-256")
+        if record.start < 0 or record.count < 1 or record.size < 1:
+            raise PairError(f"{source} gives {record.file} impossible numbers")
         return record
 
     def to_bytes(self) -> bytes:
@@ -109,7 +123,10 @@ class Manifest:
         return _digest(self.settings)
 
     def to_bytes(self) -> bytes:
-        """The file: a function of the manifest alone, so that any other byte in it is damage."""
+        """The file: a function of the manifest alone, so that any other byte in it is damage.
+
+        Reading compares them, and with them the SHA-256 in the file.
+        """
         body = {
             "settings": self.settings,
             "tensors": self.tensors,
@@ -129,9 +146,14 @@ class Manifest:
             }
         )
 
-    def write(self, directory: Path) -> None:
-        """Write ``manifest.json`` so that it is either the old one or the new one, never half."""
-        write_atomically(directory / MANIFEST, [self.to_bytes()])
+    def write(self, directory: Path, *, new: bool = False) -> None:
+        """Write ``manifest.json`` so that it is either the old one or the new one, never half.
+
+        Args:
+            directory: the folder of the pairs.
+            new: leave one alone that is there by then.
+        """
+        write_atomically(directory / MANIFEST, [self.to_bytes()], new=new)
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -174,10 +196,16 @@ class Manifest:
             )
             _ = manifest.count, manifest.nfe, manifest.num_classes
             _ = manifest.tensors["noise"], manifest.tensors["image"], manifest.tensors["seed"]
+            sound = manifest.to_bytes() == content
         except PairError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PairError(f"{source} is damaged: {error!r}") from None
+        if not sound:
+            raise PairError(
+                f"{source} is damaged: it is not what its own SHA-256 says; run the command that "
+                "made it once more"
+            )
         return manifest
 
 
@@ -210,15 +238,17 @@ def first_difference(
     return None if old == new else f"{name} {words[0]} {old!r} and {words[1]} {new!r}"
 
 
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file of a pair set whole or not at all.
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, new: bool = False) -> None:
+    """Write a file of a pair set whole or not at all; if ``new``, only where there is none yet.
 
     Raises:
         PairError: the disk refused, for example because it is full; nothing is left behind.
     """
     try:
-        with replacing(path) as partial, partial.open("wb") as file:
+        with replacing(path, new=new) as partial, partial.open("wb") as file:
             file.writelines(parts)
+    except FileExistsError:  # another process was faster
+        return
     except OSError as error:
         raise unwritten(path, error) from error
 

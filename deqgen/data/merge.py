@@ -46,13 +46,13 @@ def merge_pairs(out: str | Path, directories: Sequence[str | Path]) -> Manifest:
         _check_alike(parts[0], part)
     _check_seeds(parts)
     pieces = list(_pieces(parts))
-    folder = PairFolder(Path(out), _plan(parts), [record.count for _, record in pieces])
-    for index, (part, record) in enumerate(pieces):
-        if not folder.has(index):
-            source = Path(part.directory) / record.file
-            check_shard(source, record, str(part.directory))
-            folder.adopt(index, source, record)
-    return folder.finish()
+    with PairFolder(out, _plan(parts), [record.count for _, record in pieces]) as folder:
+        for index, (part, record) in enumerate(pieces):
+            if not folder.has(index):
+                source = Path(part.directory) / record.file
+                check_shard(source, record, str(part.directory))
+                folder.adopt(index, source, record)
+        return folder.finish()
 
 
 def _pieces(parts: Sequence[PairDataset]) -> Iterator[tuple[PairDataset, ShardRecord]]:

@@ -28,10 +28,11 @@ from deqgen.data.folder import PairFolder
 from deqgen.data.images import to_uint8
 from deqgen.data.manifest import Manifest, PairError
 from deqgen.data.official_seeds import seeds_of
-from deqgen.data.pairs import IMAGE_DTYPES
+from deqgen.data.pairs import IMAGE_DTYPES, check_numbers
 from deqgen.data.shards import TORCH_DTYPES
 from deqgen.teachers.names import unknown
 
+KINDS = ("latent", "image")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -72,12 +73,13 @@ def import_get(
         progress: show a progress bar.
 
     Returns:
-        The manifest; its settings hold a digest of the files' names and sizes, ``"imported"``.
+        The manifest; its settings hold under ``"imported"`` a digest of the files' names, sizes
+        and checksums, so that files changed meanwhile are not mixed with those from before.
 
     Raises:
         PairError: a file has no partner, is damaged, holds code, or anything but pairs of the
-            shape of the others; numbers that are not finite; labels that are not one-hot; or the
-            disk is full.
+            shape of the others; numbers that are not finite; images in other units than [-1, 1]
+            that are to be bytes; labels that are not one-hot; or the disk is full.
         ValueError: an argument out of range.
     """
     if nfe < 1:
@@ -96,20 +98,24 @@ def import_get(
     counts = [len(content.noise) for content in contents]
     seeds, rule = seeds_of([int(Path(name).stem) for name in names], counts)
     planned = _plan(directory, names, contents[0].kind, sum(counts), rule, nfe, image_dtype)
-    folder = PairFolder(Path(out), planned, counts)
-    with tqdm(total=sum(counts), unit="pair", disable=not progress, desc="pairs") as bar:
+    with (
+        PairFolder(out, planned, counts) as folder,
+        tqdm(total=sum(counts), unit="pair", disable=not progress, desc="pairs") as bar,
+    ):
         for index, name in enumerate(names):
             if not folder.has(index):
+                for kind in KINDS:
+                    _check_sums(directory / kind / name)
                 where = f"{directory} ({name})"
                 folder.store(index, _tensors(contents[index], seeds[index], image_dtype, where))
             bar.update(counts[index])
-    return folder.finish()
+        return folder.finish()
 
 
 def _names(directory: Path) -> list[str]:
     """Names of the files, which both folders must have in common, in the order of their seeds."""
     found: dict[str, set[str]] = {}
-    for kind in ("latent", "image"):
+    for kind in KINDS:
         folder = directory / kind
         if not folder.is_dir():
             raise PairError(f"{directory} has no folder {kind}/; a pair set of locuslab/get has")
@@ -117,7 +123,9 @@ def _names(directory: Path) -> list[str]:
     for mine, other in (("latent", "image"), ("image", "latent")):
         if alone := sorted(found[mine] - found[other]):
             raise PairError(f"{directory / mine / alone[0]} has no partner in {other}/")
-    odd = sorted(name for name in found["latent"] if not re.fullmatch(r"\d+\.(pkl|pt|pth)", name))
+    odd = sorted(
+        name for name in found["latent"] if not re.fullmatch(r"[0-9]{1,18}\.(pkl|pt|pth)", name)
+    )
     if odd or not found["latent"]:
         raise PairError(
             f"{directory / 'latent'} should hold files named by the seed of their last pair, such "
@@ -161,6 +169,29 @@ def _load(path: Path) -> Any:
         raise PairError(f"{path} is damaged, or no file that torch.save wrote") from None
 
 
+def _sums(path: Path) -> list[Any]:
+    """The size of a file, and name and checksum of each of its members, as its directory says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [[member.filename, member.CRC] for member in archive.infolist()]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise PairError(f"{path} is damaged: {error}") from None
+    return [path.stat().st_size, members]
+
+
+def _check_sums(path: Path) -> None:
+    """Read a file whole and compare the checksums of its members, which torch does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [member.filename for member in archive.infolist() if member.compress_type]
+            bad = packed[0] if packed else archive.testzip()
+    except Exception as error:  # zipfile and its decompressors have many
+        raise PairError(f"{path} is damaged: {error}") from None
+    if bad is not None:
+        what = "is compressed, as torch.save never does" if packed else "fails its checksum"
+        raise PairError(f"{path} is damaged: {bad} in it {what}")
+
+
 def _check_tensor(value: Any, dimensions: int, path: Path, what: str) -> None:
     """A plain tensor of floating-point numbers, no larger than its file."""
     if not (
@@ -199,11 +230,7 @@ def _plan(
 ) -> Manifest:
     """The manifest before its first shard."""
     shape, classes = kind
-    files = [
-        [name, (directory / folder / name).stat().st_size]
-        for name in names
-        for folder in ("latent", "image")
-    ]
+    files = [[name, *_sums(directory / kind / name)] for name in names for kind in KINDS]
     teacher = {"name": "not recorded", "nfe": nfe, "num_classes": classes}
     settings = {
         "teacher": {**teacher, "image_shape": list(shape), "weights_sha256": None, "sampler": None},
@@ -232,11 +259,11 @@ def _plan(
 
 def _tensors(content: _Content, seeds: Tensor, image_dtype: str, where: str) -> dict[str, Tensor]:
     """The tensors of one shard."""
-    for name, tensor in (("noise", content.noise), ("images", content.image)):
-        low, high = tensor.aminmax()
-        if not (low.isfinite() and high.isfinite()):
-            raise PairError(f"{where} has {name} that are not finite")
-    image = content.image
+    image, rows = content.image, range(len(content.image))
+    low, high = content.noise.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise PairError(f"{where} has noise that is not finite")
+    check_numbers(image, image_dtype, rows, f"{where}: its")
     made = {
         "noise": content.noise.to(torch.float32),
         "image": to_uint8(image)

@@ -62,14 +62,12 @@ def write_pairs(
 ) -> Manifest:
     """Write ``count`` pairs, or whatever part of them is still missing.
 
-    Pair ``index`` is a function of ``(seed, index)`` alone: its seed is ``pair_seeds(seed,
-    [index])``, the seed's generator draws the noise, the noise is rounded to float16, and what is
-    stored is what the teacher saw. ``batch_size``, ``shard_size`` and ``world`` change an image by
-    the rounding of the network at most. A kill at any instant, SIGTERM or Ctrl-C loses the shard
-    in progress and nothing else; the same call goes on from there.
+    Pair ``index`` is a function of ``(seed, index)``; batches, shards and processes change an image
+    by the network's rounding at most. A kill loses the shard in progress; the same call goes on.
 
     Under ``torchrun`` every process makes the same call and writes its own shards; they need not
-    meet, and may be started one by one.
+    meet. If one alone calls it (``if rank == 0:``), pass ``rank=0, world=1``, or the set that comes
+    back is not complete: the other processes' shards are never made.
 
     Args:
         teacher: what makes the images.
@@ -78,24 +76,20 @@ def write_pairs(
         seed: of the set, 0 to 428.
         batch_size: samples the teacher is given at a time; may change between runs.
         shard_size: pairs a file, held in memory while it is made.
-        image_dtype: ``"uint8"``, which keeps [-1, 1] and is for images, not for latents; or
-            ``"float16"``, ``"float32"``, which take two and four times the space and keep what
-            the teacher computed.
-        labels: ``"uniform"``, label = index modulo classes, so that every class has equally many
-            pairs and none of a class's share is left to chance (recommended); or ``"random"``,
-            drawn by the sample's own generator right after its noise, in EDM's order. Recorded as
-            ``"none"`` for an unconditional teacher.
+        image_dtype: ``"uint8"``, which keeps [-1, 1]; latents need ``"float16"``, ``"float32"``.
+        labels: ``"uniform"``, label = index modulo classes; or ``"random"``, drawn by the pair's
+            generator right after its noise (EDM's order). ``"none"`` without classes.
         rank: this process; it owns the shards whose index is ``rank`` modulo ``world``.
-        world: number of processes writing to this folder. Without either, those of ``torchrun``
-            (``RANK`` and ``WORLD_SIZE``) where both are set, else one process.
-        progress: show a progress bar, of the pairs that rank 0 makes, in that process alone.
+        world: processes that write to this folder. Without either, ``RANK`` and ``WORLD_SIZE``
+            of the environment (torchrun's) where both are set, else one process.
+        progress: show a progress bar, of rank 0's pairs, in that process alone.
 
     Returns:
-        The manifest; ``complete`` is false only while other processes still owe shards.
+        The manifest; not ``complete`` while other processes owe shards, whether they run or not.
 
     Raises:
-        PairError: the folder holds a set with other settings (the message names the first), or
-            other files; the teacher gave an image that is not finite; the disk is full.
+        PairError: another process, a set with other settings or other files in the folder; images
+            that are not finite, or beyond what ``image_dtype`` keeps; the disk is full.
         ValueError: an argument out of range.
     """
     rank, world = _place(rank, world)
@@ -104,22 +98,24 @@ def write_pairs(
     pair_seeds(seed, [0, count - 1])  # refuse a seed out of range before any work
     planned = plan_pairs(teacher, count, seed, shard_size, image_dtype, labels)
     shards = [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
-    folder = PairFolder(
-        Path(directory), planned, [len(indices) for indices in shards], alone=world == 1
-    )
-    mine = range(rank, len(shards), world)
-    missing = [index for index in mine if not folder.has(index)]
+    with PairFolder(directory, planned, [*map(len, shards)], alone=world == 1) as folder:
+        mine = {index: shards[index] for index in range(rank, len(shards), world)}
+        _fill(folder, mine, teacher, batch_size, show=progress and rank == 0)
+        return folder.finish()
+
+
+def _fill(
+    folder: PairFolder, mine: dict[int, range], teacher: PairSource, batch_size: int, show: bool
+) -> None:
+    """Make those of my shards that are missing."""
+    missing = {index: pairs for index, pairs in mine.items() if not folder.has(index)}
+    total, left = (sum(map(len, shards.values())) for shards in (mine, missing))
     with tqdm(
-        total=sum(len(shards[index]) for index in mine),
-        initial=sum(len(shards[index]) for index in mine if index not in missing),
-        unit="pair",
-        disable=not progress or rank > 0,
-        desc="pairs",
+        total=total, initial=total - left, unit="pair", disable=not show, desc="pairs"
     ) as bar:
-        room = _room(planned, len(shards[0]))
-        for index in missing:
-            folder.store(index, _make(teacher, planned, shards[index], batch_size, room, bar))
-    return folder.finish()
+        room = _room(folder.planned, max(map(len, missing.values()), default=0))
+        for index, pairs in missing.items():
+            folder.store(index, _make(teacher, folder.planned, pairs, batch_size, room, bar))
 
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int]:
@@ -216,7 +212,7 @@ def _batch(teacher: PairSource, planned: Manifest, indices: range) -> dict[str, 
     image: Tensor = sample(noise, label, **more).cpu()  # (B, C, H, W)
     if image.shape != noise.shape:
         raise PairError(f"the teacher gave images {tuple(image.shape)} for {tuple(noise.shape)}")
-    _check_finite(image, indices)
+    check_numbers(image, settings["image_dtype"], indices, "the teacher's")
     pair = {
         "noise": noise,
         "image": to_uint8(image) if settings["image_dtype"] == "uint8" else image,
@@ -225,12 +221,33 @@ def _batch(teacher: PairSource, planned: Manifest, indices: range) -> dict[str, 
     return pair if label is None else {**pair, "label": label}
 
 
-def _check_finite(image: Tensor, indices: range) -> None:
+def check_numbers(image: Tensor, image_dtype: str, pairs: range, source: str) -> None:
+    """Refuse images that are not finite, and for bytes those that are no images.
+
+    Bytes clip at [-1, 1]. A diffusion teacher oversteps that by a few hundredths, and a strongly
+    guided one by more at some places; but 2 would be a grey of 382 of 255. Where three numbers in a
+    hundred lie beyond it, these are latents (4.6 of a normal distribution do), images in 0..255, or
+    what a sampler leaves after three steps, and clipping destroys them.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        image_dtype: in which they are to be stored.
+        pairs: their B indices, for the message.
+        source: whose images they are, for the message.
+
+    Raises:
+        PairError: saying which of the two.
+    """
     low, high = image.aminmax()  # NaN if there is one; far cheaper than to ask every number
-    if low.isfinite() and high.isfinite():
-        return
-    bad = indices[int(image.flatten(1).isfinite().all(1).logical_not().nonzero()[0, 0])]
-    raise PairError(f"the teacher's image of pair {bad} is not finite")
+    if not (low.isfinite() and high.isfinite()):
+        bad = pairs[int(image.flatten(1).isfinite().all(1).logical_not().nonzero()[0, 0])]
+        raise PairError(f"{source} image of pair {bad} is not finite")
+    beyond = (image.abs() > 2).double().mean() if max(-low, high) > 2 else 0.0
+    if image_dtype == "uint8" and beyond > 0.03:
+        raise PairError(
+            f"{source} images lie in {low:.4g}..{high:.4g}, and bytes keep -1..1 alone: latents "
+            'need image_dtype="float16" or "float32", and images a sampler of more steps'
+        )
 
 
 def _labels(

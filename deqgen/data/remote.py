@@ -42,8 +42,8 @@ class RemoteFolder:
     def __init__(self, url: str, cache: Path) -> None:
         self.url, self.cache = url.rstrip("/"), cache
 
-    def manifest(self) -> tuple[Manifest, bytes]:
-        """The manifest, and the bytes that it was read from.
+    def manifest(self) -> Manifest:
+        """Read the manifest.
 
         Raises:
             PairError: there is none, it is damaged, or the storage cannot be reached.
@@ -55,7 +55,7 @@ class RemoteFolder:
             raise PairError(f"{self.url} holds no pairs: there is no {MANIFEST} in it") from None
         except Exception as error:  # every storage has exceptions of its own
             raise PairError(f"{self.url} cannot be read: {error}") from error
-        return Manifest.from_bytes(content, f"{self.url}/{MANIFEST}"), content
+        return Manifest.from_bytes(content, f"{self.url}/{MANIFEST}")
 
     def check_sizes(self, manifest: Manifest) -> None:
         """Compare the sizes of all shards with the manifest, by listing the folder once.

@@ -103,12 +103,27 @@ def open_shard(
             f"shard {record.file} in {place} has {size} bytes and should have {record.size}: "
             + ("it is truncated" if size < record.size else "it is damaged")
         )
-    raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    raw = _map(path, size)
     header, start = _read_header(raw, path)
     return {
         name: _view(raw, start, header.get(name), name, row, record, path)
         for name, row in tensors.items()
     }
+
+
+def _map(path: Path, size: int) -> Array:
+    """The bytes of a file, read when touched, until the array goes.
+
+    A map of numpy's would keep the file open, and a process may have only a thousand open.
+    """
+    try:
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise PairError(f"shard {path} cannot be mapped into memory: {reason}") from None
+    raw: Array = mapped.numpy()
+    raw.setflags(write=False)
+    return raw
 
 
 def check_shard(path: Path, record: ShardRecord, place: str) -> None:

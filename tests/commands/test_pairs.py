@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from tests.data.stub import StubTeacher, everything
 from tests.data.test_official import official
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MAKE = ["make", "--teacher", "tests-halving", "--count", "3"]
 SHAPES = {"tests-halving": (3, 4, 4), "tests-latent": (4, 4, 4)}
 
 
@@ -29,7 +31,7 @@ class Halving(torch.nn.Module):
         self.gain = torch.nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.gain * x / (1 + sigma.reshape(-1, 1, 1, 1))
+        return (self.gain * x / (1 + sigma.reshape(-1, 1, 1, 1))).tanh()  # of an image's range
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +129,25 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said["size"] == f"{size / 1000:.4g} kB"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make(tmp_path / "a", "--device", "cuda") == 2
+    assert "device 'cuda' cannot be used here: " in told(capsys)
+    assert not (tmp_path / "a").exists()
+
+
+def test_info_on_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "a")
+    system = fsspec.filesystem("memory")
+    manifest = (tmp_path / "a" / "manifest.json").read_bytes()
+    system.pipe_file("/info/pairs/manifest.json", manifest)
+    capsys.readouterr()
+    assert cli.main(["pairs", "info", str(tmp_path / "a")]) == 0
+    local = capsys.readouterr().out
+    assert cli.main(["pairs", "info", "memory://info/pairs"]) == 0
+    assert capsys.readouterr().out == local.replace(str(tmp_path / "a"), "memory://info/pairs")
+
+
 def test_info_on_what_is_not_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pairs(StubTeacher(), tmp_path, count=9, shard_size=4, rank=0, world=2)
     assert cli.main(["pairs", "info", str(tmp_path)]) == 0
@@ -166,6 +187,11 @@ def test_import_get(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["make", "x", "--teacher", "no.safetensors", "--count", "3"], "no teacher file at"),
         (["make", "x", "--teacher", "tests-halving", "--count", "0"], "count must be at least 1"),
         (["make", "x", "--teacher", "a", "--count", "3", "--labels", "none"], "'random'"),
+        ([*MAKE, "x", "--device", "foo"], "device 'foo' cannot be used here"),
+        ([*MAKE, "x", "--device", "meta:-3"], "device 'meta:-3' cannot be used here"),
+        ([*MAKE, "memory://x"], "a local folder, not to memory://x"),
+        (["info", "memory://nowhere"], "memory://nowhere holds no pairs"),
+        (["info", "teapot://x"], "teapot://x cannot be reached"),
         (["verify", "nowhere"], "nowhere holds no pairs"),
         (["info", "nowhere"], "nowhere holds no pairs"),
         (["merge", "out"], "at least one folder"),

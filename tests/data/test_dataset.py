@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
+import threading
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,15 @@ def shard(folder: Path, index: int = 1) -> Path:
 
 
 def edit_manifest(folder: Path, change: Any) -> None:
+    """Change it and make its checksum fit."""
     data = json.loads((folder / "manifest.json").read_text())
     change(data)
-    (folder / "manifest.json").write_text(json.dumps(data))
+    body = {key: data.get(key) for key in ("settings", "tensors", "shards")}
+    data["sha256"] = sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    if body["shards"] and body["settings"]:
+        counts = (shard["count"] for shard in data["shards"])
+        data["complete"] = sum(counts) == data["settings"].get("count")
+    (folder / "manifest.json").write_text(json.dumps(data, indent=2) + "\n")
 
 
 def test_our_reader_agrees_with_the_safetensors_library(pristine: Path) -> None:
@@ -233,11 +242,16 @@ def test_offsets_outside_the_file_are_refused(folder: Path, offsets: Any) -> Non
         (lambda d: d.pop("shards"), "is damaged"),
         (lambda d: d.update(version=2), "version 2; this release reads version 1"),
         (lambda d: d.update(format="zip"), "is not the manifest of a pair set"),
-        (lambda d: d["shards"].pop(), "is not finished"),
+        (lambda d: d["shards"].pop(), "is not finished: run the command that began it"),
         (lambda d: d["shards"].reverse(), "at pair 16, and 0 pairs come before"),
         (lambda d: d["shards"][0].pop("sha256"), "shard record that is not readable"),
         (lambda d: d["shards"][0].update(start="0"), "shard record that is not readable"),
-        (lambda d: d["shards"][0].update(file="../../etc/passwd"), "outside its folder"),
+        (lambda d: d["shards"][0].update(file="../../etc/passwd"), "none of shards/pairs-"),
+        (lambda d: d["shards"][0].update(file="shards/pairs-١٢٣٤٥٦.safetensors"), "none of shards"),
+        (lambda d: d["shards"][0].update(sha256="/home/model"), "checksum that is no SHA-256"),
+        (lambda d: d["shards"][0].update(settings="A" * 64), "checksum that is no SHA-256"),
+        (lambda d: d["shards"][0].update(start=-1), "impossible numbers"),
+        (lambda d: d["shards"][0].update(size=0), "impossible numbers"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_named(folder: Path, change: Any, words: str) -> None:
@@ -265,3 +279,105 @@ def test_numpy_and_tensor_indices_are_taken(pristine: Path) -> None:
     expected = dataset.__getitems__([3, 20])
     assert same(dataset.__getitems__(torch.tensor([3, 20])), expected)
     assert same(dataset.__getitems__(np.array([3, 20])), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [[1.9, 2.2], torch.tensor([True, False, True]), [True, False], ["1"], [10**30]],
+    ids=["floats", "mask", "bools", "text", "beyond"],
+)
+def test_what_is_no_index_is_refused(pristine: Path, indices: Any) -> None:
+    dataset = PairDataset(pristine)
+    with pytest.raises(TypeError, match="pair indices must be integers, got"):
+        dataset.__getitems__(indices)
+    assert len(dataset.__getitems__([])["seed"]) == 0
+    assert dataset.__getitems__(np.array([2], dtype=np.uint8))["seed"] == 10_000_002  # type: ignore[arg-type]
+
+
+def test_threads_may_open_and_read_at_once(folder: Path) -> None:
+    """A thread that finds a shard open finds its address too, and no map goes while it is read."""
+    write_pairs(StubTeacher(), folder / "many", count=300, batch_size=300, shard_size=3)
+    fresh = pickle.dumps(PairDataset(folder / "many"))
+    expected = PairDataset(folder / "many").__getitems__(range(300))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(4):
+            dataset, found = pickle.loads(fresh), []
+            start = threading.Barrier(4)
+
+            def read(dataset: Any = dataset, found: Any = found, start: Any = start) -> None:
+                start.wait()
+                found.append(dataset.__getitems__(range(300)))
+
+            threads = [threading.Thread(target=read) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert [same(batch, expected) for batch in found] == [True] * 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_thread_does_not_read_where_another_is_still_opening(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same at will: a second thread asks while the first has mapped a shard and no more."""
+    from deqgen.data import dataset as module
+
+    dataset = pickle.loads(pickle.dumps(PairDataset(pristine)))
+    real, opened, found = module.open_shard, threading.Event(), []
+
+    def slow(*arguments: Any) -> Any:
+        arrays = real(*arguments)
+        if not opened.is_set():
+            opened.set()
+            other.join(0.2)
+        calls.append(arguments)
+        return arrays
+
+    calls: list[Any] = []
+    monkeypatch.setattr(module, "open_shard", slow)
+    first = threading.Thread(target=lambda: found.append(dataset[0]))
+    other = threading.Thread(target=lambda: (opened.wait(), found.append(dataset[0])))
+    for thread in (other, first):
+        thread.start()
+    for thread in (other, first):
+        thread.join()
+    assert len(calls) == 1  # a second map would have replaced the first under its reader
+    assert same(*found)
+
+
+def test_open_shards_keep_no_file_open(folder: Path) -> None:
+    """A process may have a thousand files open, and a set more shards."""
+    resource = pytest.importorskip("resource")
+    write_pairs(StubTeacher(), folder / "many", count=300, batch_size=300, shard_size=1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        dataset = PairDataset(folder / "many")
+        assert dataset.__getitems__(range(300))["seed"].tolist() == [*range(10**7, 10**7 + 300)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_shard_that_cannot_be_mapped_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unable to mmap 12 bytes: Permission denied\nframe 1\nframe 2")
+
+    monkeypatch.setattr(torch, "from_file", refuse)
+    with pytest.raises(PairError, match=r"cannot be mapped .* Permission denied$"):
+        PairDataset(folder)
+
+
+def test_an_unfinished_set_says_which_shards_are_missing(tmp_path: Path) -> None:
+    """As where one process of several called write_pairs alone."""
+    part = write_pairs(StubTeacher(), tmp_path, count=COUNT, shard_size=4, rank=0, world=2)
+    assert not part.complete
+    with pytest.raises(PairError) as caught:
+        PairDataset(tmp_path)
+    assert "3 of 6 shards are missing, the first is shards/pairs-000001.saf" in str(caught.value)
+    assert "in every process if" in str(caught.value)

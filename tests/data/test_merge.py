@@ -82,7 +82,7 @@ def test_an_interrupted_merge_goes_on(
     tmp_path: Path, parts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge_pairs(tmp_path / "whole", parts)
-    real, left = os.link, [4]
+    real, left = os.link, [5]  # the manifest, and four shards
 
     def counted(*arguments: Any) -> None:
         if left[0] == 0:
@@ -93,7 +93,7 @@ def test_an_interrupted_merge_goes_on(
     monkeypatch.setattr(os, "link", counted)
     with pytest.raises(KeyboardInterrupt):
         merge_pairs(tmp_path / "broken", parts)
-    with pytest.raises(PairError, match="is not finished"):
+    with pytest.raises(PairError, match="is not finished: run the command"):
         PairDataset(tmp_path / "broken")
     left[0] = 2  # of six; those four that are there are not linked again
     merge_pairs(tmp_path / "broken", parts)

@@ -201,8 +201,8 @@ def squeezed(folder: Path) -> None:
         (replace_file("latent", [torch.zeros(6, *SHAPE), torch.zeros(5, 2)]), "and 5 labels"),
         (replace_file("latent", [torch.zeros(6, *SHAPE)] * 3), "and holds a list"),
         (replace_file("latent", [torch.zeros(6, *SHAPE), torch.zeros(6, 2)]), "in 2 classes, and"),
-        (replace_file("image", torch.full((6, *SHAPE), torch.nan)), "images that are not finite"),
-        (replace_file("latent", torch.full((6, *SHAPE), torch.inf)), "noise that are not finite"),
+        (replace_file("image", torch.full((6, *SHAPE), torch.nan)), "image of pair 0 is not fini"),
+        (replace_file("latent", torch.full((6, *SHAPE), torch.inf)), "noise that is not finite"),
         (vast, "should hold images"),
         (cut, "000000011.pkl is damaged"),
         (squeezed, "000000011.pkl is damaged"),
@@ -242,3 +242,59 @@ def test_arguments_and_what_is_not_recorded(tmp_path: Path) -> None:
     import_get(tmp_path / "get", tmp_path / "ours")
     teacher = json.loads((tmp_path / "ours" / "manifest.json").read_text())["settings"]["teacher"]
     assert teacher["name"] == "not recorded" and teacher["weights_sha256"] is None
+
+
+def test_files_changed_meanwhile_do_not_resume(tmp_path: Path) -> None:
+    """Of the same names and sizes, but other pairs."""
+    official(tmp_path / "get")
+    import_get(tmp_path / "get", tmp_path / "ours")
+    (tmp_path / "ours" / "shards" / "pairs-000001.safetensors").unlink()
+    path = tmp_path / "get" / "image" / "000000011.pkl"
+    size = path.stat().st_size
+    torch.save(-torch.load(path, weights_only=True), path)
+    assert path.stat().st_size == size
+    with pytest.raises(PairError, match=r"other settings: imported\.files_sha256 was"):
+        import_get(tmp_path / "get", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("kind", ["latent", "image"])
+def test_a_flipped_byte_of_a_source_is_found(tmp_path: Path, kind: str) -> None:
+    (file,) = official(tmp_path / "get", counts=(6,))
+    path = tmp_path / "get" / kind / "000000005.pkl"
+    content = bytearray(path.read_bytes())
+    value = file["noise" if kind == "latent" else "image"]
+    content[content.index(value.numpy().tobytes()) + 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PairError, match=rf"{kind}/000000005.pkl is damaged: .* fails its checksum"):
+        import_get(tmp_path / "get", tmp_path / "ours")
+
+
+def test_images_in_other_units_are_refused(tmp_path: Path) -> None:
+    (file,) = official(tmp_path / "get", counts=(6,))
+    bytes_ = (file["image"] + 1) * 127.5
+    torch.save(bytes_, tmp_path / "get" / "image" / "000000005.pkl")
+    with pytest.raises(PairError, match=r"5.pkl\): its images lie in .*, and bytes keep -1\.\."):
+        import_get(tmp_path / "get", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", ["9" * 30 + ".pkl", "٣٣.pkl"], ids=["long", "other digits"])
+def test_a_name_that_is_no_seed(tmp_path: Path, name: str) -> None:
+    official(tmp_path / "get", counts=(6,))
+    for kind in ("latent", "image"):
+        (tmp_path / "get" / kind / "000000005.pkl").rename(tmp_path / "get" / kind / name)
+    with pytest.raises(PairError, match="should hold files named by the seed"):
+        import_get(tmp_path / "get", tmp_path / "ours")
+
+
+def test_compressed_members_are_refused(tmp_path: Path) -> None:
+    """They would be read as if they were numbers."""
+    official(tmp_path / "get", counts=(6,))
+    path = tmp_path / "get" / "latent" / "000000005.pkl"
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            packed = zipfile.ZIP_DEFLATED if name.endswith("/data/0") else zipfile.ZIP_STORED
+            archive.writestr(name, content.ljust(8000), packed)
+    with pytest.raises(PairError, match=r"000000005.pkl is damaged"):
+        import_get(tmp_path / "get", tmp_path / "ours")

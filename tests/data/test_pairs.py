@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_the_manifest_says_how_and_at_what_cost(tmp_path: Path) -> None:
 def test_the_evaluations_in_the_manifest_are_those_a_real_teacher_spent(tmp_path: Path) -> None:
     counter = CountingDenoiser(lambda x, sigma, label: x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2))
     teacher = Teacher(counter, image_shape=(1, 2, 2), sampler=Sampler(steps=3))
-    manifest = write(teacher, tmp_path)
+    manifest = write(teacher, tmp_path, image_dtype="float16")
     total = json.loads((tmp_path / "manifest.json").read_text())["nfe_total"]
     assert counter.rows == teacher.evaluations == total == 23 * 5 == manifest.nfe * 23
 
@@ -111,7 +112,7 @@ def test_two_processes_give_the_set_of_one(tmp_path: Path) -> None:
     write(StubTeacher(), tmp_path / "one")
     first = write(StubTeacher(), tmp_path / "two", rank=1, world=2)
     assert not first.complete
-    with pytest.raises(PairError, match="is not finished: run the command"):
+    with pytest.raises(PairError, match="is not finished; 2 of 3 shards are missing"):
         PairDataset(tmp_path / "two")
     teacher = StubTeacher()
     assert write(teacher, tmp_path / "two", rank=0, world=2).complete
@@ -287,3 +288,34 @@ def test_the_progress_bar_counts_pairs(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     write(StubTeacher(), tmp_path / "other", progress=True, rank=0, world=2)
     assert "15/15" in capsys.readouterr().err
+
+
+def giving(image: Callable[[Tensor], Tensor]) -> StubTeacher:
+    class Giving(StubTeacher):
+        def sample(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
+            return image(noise)
+
+    return Giving()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [lambda x: x, lambda x: x * 5, lambda x: (x.tanh() + 1) * 127.5],
+    ids=["latents", "unscaled latents", "bytes"],
+)
+def test_bytes_are_for_images(tmp_path: Path, image: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(PairError, match=r"the teacher's images lie in .* latents need image_dtype"):
+        write(giving(image), tmp_path / "a", batch_size=23)
+    write(giving(image), tmp_path / "b", image_dtype="float16")
+
+
+def test_images_that_overstep_are_clipped(tmp_path: Path) -> None:
+    """A teacher's rounding, the rim of a strongly guided image, one wild number of 736."""
+
+    def wild(noise: Tensor) -> Tensor:
+        image = noise.sign() * 1.6
+        image[0, 0, 0, 0] = 40.0
+        return image
+
+    write(giving(wild), tmp_path, batch_size=23)
+    assert PairDataset(tmp_path)[0]["image"].abs().unique().tolist() == [1.0]

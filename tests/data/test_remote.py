@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from deqgen.data import PairDataset, PairError, write_pairs
+from deqgen.data.manifest import Manifest
 from tests.data.stub import StubTeacher, everything, same
 
 COUNT = 23
@@ -107,8 +109,8 @@ def test_a_flipped_byte_of_the_manifest_is_found(
 ) -> None:
     manifest = storage.cat_file("/bucket/pairs/manifest.json")
     storage.pipe_file("/bucket/pairs/manifest.json", manifest.replace(b'"stub"', b'"stuc"'))
-    with pytest.raises(PairError, match=r"manifest\.json in memory://.* is damaged"):
-        PairDataset(URL, cache=tmp_path, verify=True)
+    with pytest.raises(PairError, match=r"memory://.*/manifest\.json is damaged"):
+        PairDataset(URL, cache=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,19 @@ def test_a_pickled_dataset_goes_on_elsewhere(
     remote = PairDataset(URL, cache=tmp_path)
     expected = remote[3]
     assert same(pickle.loads(pickle.dumps(remote))[3], expected)
+
+
+def test_a_manifest_cannot_name_files_of_ours(
+    storage: fsspec.AbstractFileSystem, local: Path, tmp_path: Path
+) -> None:
+    """What a stranger's manifest calls a checksum does not become the path of a file to delete."""
+    ours = tmp_path / "model.safetensors"
+    ours.write_bytes(b"x" * 5000)
+    whole = Manifest.read(local)
+    evil = replace(whole.shards[0], sha256=str(ours.with_suffix("")), size=5000)
+    manifest = replace(whole, shards=(evil, *whole.shards[1:]))
+    storage.pipe_file("/bucket/pairs/manifest.json", manifest.to_bytes())
+    storage.pipe_file(shard(0), b"y" * 5000)
+    with pytest.raises(PairError, match="a checksum that is no SHA-256"):
+        PairDataset(URL, cache=tmp_path / "cache").verify()
+    assert ours.read_bytes() == b"x" * 5000
