@@ -53,9 +53,11 @@ class Cifar(distill_job.Task):
 
     def open_teacher(self, device: torch.device, precision: str) -> Teacher:
         teacher = load_teacher(self.options.teacher, device=device, precision=precision)
-        if teacher.image_shape != (3, 32, 32) or teacher.num_classes not in (0, 10):
+        latents = distill_job.makes_latents(teacher)
+        if latents or teacher.image_shape != (3, 32, 32) or teacher.num_classes not in (0, 10):
             raise ValueError(
-                f"teacher {teacher.name!r} makes images of shape {teacher.image_shape} in "
+                f"teacher {teacher.name!r} makes {'latents' if latents else 'images'} of shape "
+                f"{teacher.image_shape} in "
                 f"{teacher.num_classes} classes; this example measures with a CIFAR-10 classifier "
                 "and needs (3, 32, 32) and 10 classes, or none"
             )

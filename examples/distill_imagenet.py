@@ -50,8 +50,10 @@ class Options(distill_job.Options):
     steps (79 evaluations): a student can only learn what the first noise decides. Under the preset
     smoke the default is a tiny network with random weights."""
     reference: Path | None = None
-    """Images to compare with: an EDM-style zip, as deqgen data imagenet64 writes it, or the .npz
-    that deqgen data stats makes of it, which is read at once."""
+    """Images to compare with, under the preset smoke as well: an EDM-style zip, which is square PNG
+    or JPEG files of one size beside a dataset.json of their classes, as deqgen data imagenet64 or
+    deqgen data folder writes it; or the .npz that deqgen data stats makes of it, which is read at
+    once."""
 
 
 class ImageNet(distill_job.Task):
@@ -71,12 +73,11 @@ class ImageNet(distill_job.Task):
     def open_teacher(self, device: torch.device, precision: str) -> Teacher:
         where = {"device": device, "precision": precision}
         teacher = deterministic(find_teacher(self.options, where))
-        channels, side, _ = teacher.image_shape
-        self.latent = channels != 3
+        self.latent = distill_job.makes_latents(teacher)
         if self.latent:
             self.scores = ()
             self.caveat = "These are latents: their L1 distance is all that is measured."
-        if not self.latent and side % 32:
+        if not self.latent and teacher.image_shape[1] % 32:
             raise ValueError(
                 f"teacher {teacher.name!r} makes images of shape {teacher.image_shape}; this "
                 "example averages images to 32x32 to measure them and needs a multiple of that"

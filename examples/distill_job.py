@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ class Job:
         return self.teacher.num_classes or None
 
     @property
+    def latents(self) -> bool:
+        return makes_latents(self.teacher)
+
+    @property
     def models(self) -> dict[str, str]:
         """What the two students are called, by architecture, and the names of their sizes."""
         return {self.student: self.model, "ViT": self.vit}
@@ -148,6 +153,16 @@ def resolve(task: Task, options: Options) -> Job:
     )
 
 
+def makes_latents(teacher: Teacher) -> bool:
+    """Whether the teacher's samples are latents, which an autoencoder would make images of.
+
+    Its description has their scaling factor then; those of some autoencoders have three channels,
+    as images have.
+    """
+    config = teacher.describe()["denoiser"].get("config") or {}
+    return teacher.image_shape[0] != 3 or config.get("scaling_factor") is not None
+
+
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -168,7 +183,8 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(query().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def pick_students(name: str, image_shape: Sequence[int]) -> tuple[str, str]:
+@cache  # building the networks takes a second or two
+def pick_students(name: str, image_shape: tuple[int, int, int]) -> tuple[str, str]:
     """Architecture of the model ``name``, and the cheapest ViT that costs no less, or the dearest.
 
     Only patches no coarser than the model's count, or than 4 pixels where it has none: on few

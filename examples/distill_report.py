@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ def write_log(directory: Path, names: Mapping[str, int]) -> None:
     save_curves(curves, directory / "loss.png", ylabel="mean L1 distance over supervised states")
 
 
-def write_pictures(path: Path, rows: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+def write_pictures(path: Path, rows: Mapping[str, Tensor], job: Job) -> None:
     """Draw the first images of every row, one column a noise; latents by :func:`as_colours`."""
     shown = {title: images[:COLUMNS] for title, images in rows.items()}
-    if next(iter(shown.values())).shape[1] not in (1, 3):
+    if job.latents:
         shown = as_colours(shown)
+    class_names = job.teacher.class_names
     count = len(next(iter(shown.values())))
     columns = [class_names[i % len(class_names)] for i in range(count)] if class_names else []
     save_rows(shown, path, columns=columns)

@@ -6,6 +6,7 @@ Pairs, two trainings, measurements, pictures; every stage continues where it sto
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,18 +28,34 @@ from deqgen.training import CheckpointError, Distillation, TrainingDiverged, tra
 from deqgen.training.run_folder import Stopwatch, claim_folder, write_json
 
 METRICS = "metrics.json"
+NOT_RECORDED = "not recorded"  # the teacher's name in a set that import_get made
+KEPT = "image_shape", "num_classes"  # of a teacher that is not recorded
 
 
 def open_pairs(folder: Path, teacher: Teacher) -> PairDataset:
-    """Open a folder of pairs that this teacher, with these settings, has made."""
+    """Open a folder of pairs that this teacher, with these settings, has made.
+
+    Its precision may have been another. Where a set from elsewhere does not record its teacher, the
+    shape of the images and the number of classes are compared.
+    """
     pairs = PairDataset(folder)
-    made_by = pairs.manifest.settings["teacher"]
-    difference = first_difference(made_by, json.loads(json.dumps(teacher.describe())), "teacher")
-    if difference:
+    made_by = dict(pairs.manifest.settings["teacher"])
+    wanted = json.loads(json.dumps(teacher.describe()))
+    precision = made_by.pop("precision", None), wanted.pop("precision")
+    if made_by["name"] == NOT_RECORDED:
+        made_by, wanted = ({key: d[key] for key in KEPT} for d in (made_by, wanted))
+        note = f"does not record who made it; {teacher.name} is taken for its teacher"
+    elif precision[0] != precision[1]:
+        note = f"was made in {precision[0]}, and the teacher is measured in {precision[1]}"
+    else:
+        note = ""
+    if difference := first_difference(made_by, wanted, "teacher"):
         raise ValueError(
             f"the pairs in {folder} are not this teacher's: {difference}; see --teacher and, "
             "for CIFAR-10, --no-conditional"
         )
+    if note:
+        print(f"note: {folder} {note}", file=sys.stderr)
     return pairs
 
 
@@ -54,7 +71,7 @@ def get_pairs(job: Job) -> PairDataset:
         seed=job.seed,
         batch_size=job.preset.batch,
         shard_size=job.preset.shard,
-        image_dtype="uint8" if job.teacher.image_shape[0] == 3 else "float16",  # latents: no bytes
+        image_dtype="float16" if job.latents else "uint8",
         progress=True,
     )
     return PairDataset(directory)
@@ -150,7 +167,7 @@ def run(job: Job) -> dict[str, Any]:
             for name, model in students.items()
         }
     rows = {"teacher": target, **{name: images for name, (_, images) in measured.items()}}
-    write_pictures(job.directory / "samples.png", rows, job.teacher.class_names)
+    write_pictures(job.directory / "samples.png", rows, job)
     metrics = {
         "teacher": teacher,
         **{name.lower(): report for name, (report, _) in measured.items()},
@@ -163,9 +180,21 @@ def run(job: Job) -> dict[str, Any]:
     return metrics
 
 
+def refuse_several_processes() -> None:
+    """They would train the same student into the same files."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ValueError(
+            f"this example runs as one process, and WORLD_SIZE is {world}; to make the pairs on "
+            "several GPUs, run `torchrun --nproc-per-node N -m deqgen pairs make`, then this with "
+            "--pairs FOLDER"
+        )
+
+
 def main(task: Task, options: Options) -> None:
     """Run the task, or show its results if it is done, or end with one sentence."""
     try:
+        refuse_several_processes()
         job = resolve(task, options)
         claim_folder(job.directory, job.describe())
         finished = job.directory / METRICS

@@ -9,14 +9,14 @@ arrays of bytes, and nothing else.
 
 from __future__ import annotations
 
+import gzip
 import io
-import math
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ BatchReader = Callable[[bytes], tuple[Pixels, Labels]]
 SIDE, CLASSES = 32, 10
 ROW = 3 * SIDE**2  # bytes of one image: all red, then all green, then all blue
 SPLITS = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
-_LARGEST = 2**26  # bytes; a batch of 10,000 images has half of it
+_LARGEST = 2**26  # bytes of one file; a batch of 10,000 images has half of it
+_WHOLE = 2**29  # bytes of all, unpacked; the authors' archives have a third of it
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, OSError)
 
 
@@ -82,19 +83,42 @@ def _read_files(path: Path, wanted: tuple[str, ...]) -> dict[str, tuple[BatchRea
     readers |= {f"{name}.bin": _read_binary for name in wanted}
     found: dict[str, tuple[BatchReader, bytes]] = {}
     try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if name not in readers or not member.isfile():
-                    continue
-                if member.size > _LARGEST:
-                    raise ImageSourceError(f"{name} in {path} is too large for a batch of images")
-                stream = archive.extractfile(member)
-                content = stream.read() if stream else b""
-                found[name.removesuffix(".bin")] = readers[name], content
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            with gzip.open(file) if packed else file as stream:
+                for name, content in _members(path, stream, readers):
+                    found[name.removesuffix(".bin")] = readers[name], content
     except _DAMAGED as error:
         raise ImageSourceError(f"{path} is damaged or no tar.gz archive: {error}") from None
     return found
+
+
+def _members(
+    path: Path, stream: io.BufferedIOBase, wanted: Container[str]
+) -> Iterator[tuple[str, bytes]]:
+    """Base names and contents of the wanted files of a tar archive.
+
+    Extended headers, which may hold anything of any length, are skipped and not read: the names of
+    the batches are short enough to do without. tarfile's own iterator reads each whole.
+    """
+    while (block := stream.read(tarfile.BLOCKSIZE)).strip(b"\0"):
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if stream.tell() > _WHOLE:
+            raise ImageSourceError(f"{path} unpacks to far more than CIFAR-10 is")
+        if header.islnk() or header.issym() or header.isdir() or header.isdev():
+            continue  # nothing but a header, whatever its size says
+        name = PurePosixPath(header.name).name
+        if not 0 <= header.size <= _LARGEST:
+            raise ImageSourceError(f"{name} in {path} is too large for a batch of images")
+        content = stream.read(header.size)
+        padding = -header.size % tarfile.BLOCKSIZE
+        if len(content) + len(stream.read(padding)) < header.size + padding:
+            raise tarfile.ReadError("it ends within a file")
+        if name in wanted and header.isreg():
+            yield name, content
+    if not stream.tell():
+        raise tarfile.ReadError("it is empty")
 
 
 def _read_binary(content: bytes) -> tuple[Pixels, Labels]:
@@ -111,14 +135,26 @@ def _read_pickle(content: bytes) -> tuple[Pixels, Labels]:
     if not isinstance(batch, dict) or not {b"data", b"labels"} <= batch.keys():
         raise _BadBatch("it holds no dictionary with data and labels")
     try:
-        labels = batch[b"labels"]
+        labels = _plain(batch[b"labels"])
         _, shape, dtype, fortran, raw = batch[b"data"].state  # what NumPy stores of an array
         plain = dtype.name in ("u1", b"u1") and not fortran and isinstance(raw, bytes)
-        if not plain or math.prod(shape) != len(raw):
+        count, width = _plain(shape)
+        if not plain or count * width != len(raw):
             raise ValueError
-        return np.frombuffer(raw, np.uint8).reshape(shape), np.array(labels, dtype=np.int64)
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        raise _BadBatch("its data is no array of bytes, or its labels are no integers") from None
+        return np.frombuffer(raw, np.uint8).reshape(count, width), np.array(labels, np.int64)
+    except (TypeError, ValueError, AttributeError):
+        raise _BadBatch(
+            "its data is no array of bytes in rows, or its labels are no list of integers"
+        ) from None
+
+
+def _plain(numbers: Any) -> list[int]:
+    """A flat list of numbers from 0 on: a nested one of a few bytes may stand for gigabytes."""
+    if type(numbers) is not list or not all(
+        type(number) is int and 0 <= number <= _LARGEST for number in numbers
+    ):
+        raise ValueError
+    return numbers
 
 
 def _load(content: bytes) -> Any:
@@ -145,7 +181,23 @@ def _load(content: bytes) -> Any:
         "numpy.dtype": DType,
     }
 
+    def last(count: int) -> Callable[[Any], None]:
+        def load(reader: Any) -> None:
+            reader.stack[-count:] = [reader.stack[-count:]]
+
+        return load
+
     class Reader(pickle._Unpickler):
+        # Tuples become lists, which are no keys: of tuples in tuples a hash may take for ever.
+        dispatch: ClassVar = {
+            **pickle._Unpickler.dispatch,
+            pickle.TUPLE[0]: pickle._Unpickler.dispatch[pickle.LIST[0]],
+            pickle.EMPTY_TUPLE[0]: pickle._Unpickler.dispatch[pickle.EMPTY_LIST[0]],
+            pickle.TUPLE1[0]: last(1),
+            pickle.TUPLE2[0]: last(2),
+            pickle.TUPLE3[0]: last(3),
+        }
+
         def find_class(self, module: str, name: str) -> Any:
             if f"{module}.{name}" not in stand_ins:
                 raise _BadBatch(f"it names {module}.{name}, which no batch of images needs")

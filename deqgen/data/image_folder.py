@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from deqgen.data.image_writer import Pixels
 
@@ -123,22 +124,27 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def read_rgb(path: Path) -> Image.Image:
+def read_rgb(source: Path | IO[bytes], name: str | None = None) -> Image.Image:
     """Read an image file in the RGB colours that it shows; whatever is transparent becomes white.
 
     Grey, palette and CMYK images are converted. The pixels are taken as stored: a note that a
     camera held it sideways is not followed, as ADM and EDM do not.
 
+    Args:
+        source: a file, or an open one.
+        name: what messages call it; its path by default.
+
     Raises:
-        ImageSourceError: the file cannot be read, is damaged or cut short, or has more than eight
-            bits a channel, which a conversion would clip.
+        ImageSourceError: the file cannot be read, is damaged or cut short, is of a format outside
+            ``FORMATS``, or has more than eight bits a channel, which a conversion would clip.
     """
+    name = name or str(source)
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(source, formats=FORMATS) as file:
             image: Image.Image = file
             if image.mode not in _OPAQUE + _TRANSPARENT:
                 raise ImageSourceError(
-                    f"{path} has pixels of mode {image.mode}, and images of eight bits a channel "
+                    f"{name} has pixels of mode {image.mode}, and images of eight bits a channel "
                     "are expected"
                 )
             if image.mode in _TRANSPARENT or "transparency" in image.info:
@@ -148,9 +154,13 @@ def read_rgb(path: Path) -> Image.Image:
             return shown
     except (ImageSourceError, MemoryError):
         raise
+    except UnidentifiedImageError:
+        raise ImageSourceError(
+            f"{name} cannot be read as an image: it is none of {', '.join(FORMATS)}"
+        ) from None
     except Exception as error:  # a damaged file makes the readers of its format raise anything
         reason = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else error
-        raise ImageSourceError(f"{path} cannot be read as an image: {reason}") from None
+        raise ImageSourceError(f"{name} cannot be read as an image: {reason}") from None
 
 
 def _read_cropped(path: Path, size: int) -> Pixels:

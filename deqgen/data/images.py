@@ -11,13 +11,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from deqgen.data.image_folder import ImageSourceError, read_rgb
+
 _IMAGES = (".png", ".jpg", ".jpeg")
+_ENCRYPTED = 1  # bit of an entry's flags
 
 
 class ImageZipError(ValueError):
@@ -91,24 +94,51 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, int]]]:
         raise ImageZipError(f"there is no image archive at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.flag_bits & _ENCRYPTED for entry in archive.infolist()):
+                raise ImageZipError(f"{path} is encrypted, and image archives are not")
             yield archive, _read_labels(archive, path)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ImageZipError(f"{path} is damaged or not an image archive: {error}") from None
 
 
 def _read_labels(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
+    """The class of each image, by its name."""
+    names = archive.namelist()
+    # A name of the archive and a number a row, and little else: a small file may unpack to any size
+    # and would be in memory many times over before it is seen to be none.
+    largest = 4096 + sum(6 * len(name) + 64 for name in names)
+    size = archive.getinfo("dataset.json").file_size if "dataset.json" in names else 0
+    if size > largest:
+        raise ImageZipError(
+            f"dataset.json in {path} has {size} bytes, and {largest} are enough for its "
+            f"{len(names)} files"
+        )
     try:
         rows = json.loads(archive.read("dataset.json"))["labels"]
         if rows is None:
-            names = (n for n in archive.namelist() if PurePosixPath(n).suffix.lower() in _IMAGES)
-            rows = [[name, 0] for name in names]
-        labels = {str(name): int(label) for name, label in rows}
-    except (KeyError, TypeError, ValueError):
+            rows = [[name, 0] for name in names if PurePosixPath(name).suffix.lower() in _IMAGES]
+        rows = [(name, label) for name, label in rows]
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ImageZipError(
             f'{path} has no dataset.json of the form {{"labels": [[name, class], ...]}}'
         ) from None
-    if not labels:
+    if not rows:
         raise ImageZipError(f"{path} lists no images")
+    return _checked(rows, path)
+
+
+def _checked(rows: list[tuple[Any, Any]], path: Path) -> dict[str, int]:
+    """Rows of dataset.json, by name: every name once, with a class that is a whole number."""
+    labels: dict[str, int] = {}
+    for name, label in rows:
+        if type(name) is not str or type(label) is not int or not 0 <= label < 2**31:
+            raise ImageZipError(
+                f"dataset.json in {path} should give a name and a class from 0 on for each image, "
+                f"and gives {[name, label]!r:.200}"
+            )
+        if name in labels:
+            raise ImageZipError(f"{path} lists {name} twice")
+        labels[name] = label
     return labels
 
 
@@ -118,10 +148,10 @@ def _read_image(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
     except KeyError:
         raise ImageZipError(f"{path} lists {name} but does not hold it") from None
     try:
-        with stream, Image.open(stream) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:  # Pillow's word for what it cannot read, cut short or not an image
-        raise ImageZipError(f"{name} in {path} cannot be read: {error}") from None
+        with stream:
+            return np.asarray(read_rgb(stream, f"{name} in {path}"))
+    except ImageSourceError as error:
+        raise ImageZipError(str(error)) from None
 
 
 def _one_shape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -105,6 +106,9 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path: Path) -> 
 
 
 DATA, LABELS = rows(0)
+NESTED: Any = 0
+for _ in range(8):
+    NESTED = [NESTED] * 10  # a hundred million zeros, pickled in a hundred bytes
 PICKLE = python2(DATA, LABELS)
 
 
@@ -121,6 +125,8 @@ PICKLE = python2(DATA, LABELS)
         (python2(DATA, LABELS, kind=b"f4"), "no array of bytes"),
         (python2(DATA, LABELS, kind=b"O8"), "no array of bytes"),
         (python2(DATA[:, :-1], LABELS), r"shape \(4, 3071\)"),
+        (pickle.dumps({b"data": DATA, b"labels": NESTED}, protocol=4), "no list of integers"),
+        (b"\x80\x02}N" + b"2\x86" * 40 + b"Ns.", "unhashable"),  # a key of 2**40 Nones
         (python2(DATA, LABELS[1:]), r"labels of \(3,\)"),
         (python2(DATA, [0, 1, 2, 10]), r"0\.\.9, got 0\.\.10"),
         (python2(DATA[:0], []), r"shape \(0, 3072\)"),
@@ -136,6 +142,8 @@ PICKLE = python2(DATA, LABELS)
         "float",
         "object",
         "short",
+        "nested",
+        "key",
         "labels",
         "class",
         "zero",
@@ -171,10 +179,52 @@ def test_a_bad_archive_is_one_sentence(tmp_path: Path) -> None:
             read_cifar10(path, "test")
 
 
+def packed(path: Path, entry: tarfile.TarInfo, size: int) -> Path:
+    """A tar.gz of one header and ``size`` zeros."""
+    entry.size = size
+    with gzip.open(path, "wb", compresslevel=1) as stored:
+        stored.write(entry.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(size >> 20):
+            stored.write(bytes(2**20))
+    return path
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_a_hundred_megabytes_is_not_read(kind: bytes, tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("PaxHeader")
+    entry.type = kind
+    path = packed(tmp_path / "a.tar.gz", entry, 100 << 20)
+    with pytest.raises(ImageSourceError, match=r"PaxHeader in .* is too large"):
+        read_cifar10(path, "test")
+
+
+def test_an_archive_of_too_many_files_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as stored:
+        for _ in range(9):
+            filler = tarfile.TarInfo("filler")
+            filler.size = 2**26
+            stored.write(filler.tobuf())
+            stored.seek(2**26, os.SEEK_CUR)  # a hole
+        stored.write(tarfile.TarInfo("last").tobuf())
+    with pytest.raises(ImageSourceError, match="unpacks to far more than CIFAR-10"):
+        read_cifar10(path, "test")
+
+
+def test_short_extended_headers_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as stored:
+        entry = tarfile.TarInfo("données/test_batch.bin")
+        entry.mtime = 1.5  # as tarfile's own add() writes it
+        entry.size = len(binary(DATA, LABELS))
+        stored.addfile(entry, io.BytesIO(binary(DATA, LABELS)))
+    assert read_cifar10(path, "test")[1] == LABELS
+
+
 def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     entry = tarfile.TarInfo("test_batch.bin")
     entry.size = 2**40
-    path.write_bytes(entry.tobuf())
+    path.write_bytes(entry.tobuf(tarfile.GNU_FORMAT))  # others write the size elsewhere
     with pytest.raises(ImageSourceError, match=r"test_batch\.bin in .* is too large"):
         read_cifar10(path, "test")

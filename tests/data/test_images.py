@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,14 @@ def test_the_development_data(shared: Path) -> None:
         ({"a.png": b"text"}, [["a.png", 0]], "a.png in .* cannot be read"),
         ({"a.png": png(1)[:50]}, [["a.png", 0]], "a.png in .* cannot be read"),
         ({"a.png": png(1), "b.png": png(1, 8)}, [["a.png", 0], ["b.png", 0]], "one shape"),
+        ({"a.png": png(1)}, [["a.png", 1], ["a.png", 7]], "lists a.png twice"),
+        ({"a.png": png(1)}, [["a.png", 2.9]], r"a class from 0 on .* gives \['a.png', 2.9\]"),
+        ({"a.png": png(1)}, [["a.png", -5]], r"a class from 0 on .* gives \['a.png', -5\]"),
+        ({"a.png": png(1)}, [["a.png", 10**20]], "a class from 0 on"),
+        ({"a.png": png(1)}, [["a.png", True]], "a class from 0 on"),
+        ({"a.png": png(1)}, [[["a.png"], 0]], "should give a name"),
+        ({"a.png": png(1)}, [["a.png", 0, 0]], "no dataset.json of the form"),
+        ({"a.png": png(1)}, "-" * 9000, "dataset.json in .* has 90.. bytes, and 4.* are enough"),
     ],
 )
 def test_a_bad_archive_is_one_sentence(
@@ -60,6 +70,58 @@ def test_a_bad_archive_is_one_sentence(
 ) -> None:
     with pytest.raises(ImageZipError, match=message):
         ImageZip(archive(tmp_path / "d.zip", files, labels))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n"
+
+
+def test_no_program_is_started_for_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands what begins like EPS to Ghostscript, whatever it is called."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not looked for yet
+    with pytest.raises(ImageZipError, match=r"a\.png in .* cannot be read as an image"):
+        ImageZip(archive(tmp_path / "d.zip", {"a.png": EPS}, [["a.png", 0]]))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_images_that_would_be_clipped_or_fill_the_memory(tmp_path: Path) -> None:
+    deep, large = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((4, 4), 60_000, np.uint16)).save(deep, format="png")
+    Image.new("1", (14_000, 14_000)).save(large, format="png")
+    for content, message in (
+        (deep.getvalue(), "of mode I;16, and images of eight bits a channel"),
+        (large.getvalue(), "decompression bomb"),
+    ):
+        path = archive(tmp_path / "d.zip", {"a.png": content}, [["a.png", 0]])
+        with pytest.raises(ImageZipError, match=rf"a\.png in .* {message}"):
+            ImageZip(path)
+
+
+def test_an_encrypted_archive_is_one_sentence(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.zip", {"a.png": png(1)}, [["a.png", 0]])
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(mark), bytes(content)):
+            content[found.start() + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ImageZipError, match=r"d\.zip is encrypted"):
+        ImageZip(path)
+
+
+def test_the_pixels_of_rgb_and_jpeg_are_those_that_pillow_reads(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for format, mode in (("png", "RGB"), ("jpeg", "RGB"), ("png", "L"), ("png", "P")):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(stream, format=format)
+        data = ImageZip(archive(tmp_path / "d.zip", {"a.png": stream.getvalue()}, [["a.png", 0]]))
+        with Image.open(stream) as image:
+            wanted = np.asarray(image.convert("RGB"))
+        assert np.array_equal(data.images[0].permute(1, 2, 0), wanted)
 
 
 def test_no_archive(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,33 @@ import torch
 from PIL import Image
 
 from deqgen import generate
+from deqgen.data import PairDataset, import_get, write_pairs
 from deqgen.models import load_model
+from deqgen.teachers import Sampler, Teacher, load_teacher
+from tests.examples.running import Done, alone, here, start
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "distill_cifar.py"
+EXAMPLE = "distill_cifar.py"
 pytestmark = pytest.mark.timeout(300)
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(EXAMPLE), *map(str, arguments)]
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False)
+def run(*arguments: object) -> Done:
+    return here(EXAMPLE, *arguments)
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of one smoke run."""
     folder = tmp_path_factory.mktemp("flagship") / "run"
-    done = run("--preset", "smoke", "--output-dir", folder)
+    done = alone(EXAMPLE, "--preset", "smoke", "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
+
+
+def opened(folder: Path, teacher: Teacher) -> PairDataset:
+    from distill_run import open_pairs
+
+    pairs: PairDataset = open_pairs(folder, teacher)
+    return pairs
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
@@ -103,9 +109,7 @@ def test_ctrl_c_in_training_then_the_same_command_ends_in_the_same_student(
 ) -> None:
     folder = tmp_path / "run"
     options = ("--preset", "smoke", "--output-dir", folder)
-    child = subprocess.Popen(
-        command(*options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    child = start(EXAMPLE, *options)
     while not (folder / "get" / "checkpoint.pt").exists() and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
@@ -122,23 +126,22 @@ def test_ctrl_c_in_training_then_the_same_command_ends_in_the_same_student(
 
 def test_ctrl_c_while_pairs_are_made(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    child = subprocess.Popen(
-        command("--preset", "smoke", "--output-dir", folder), stderr=subprocess.PIPE, text=True
-    )
+    options = ("--preset", "smoke", "--images", 16, "--output-dir", folder)
+    child = start(EXAMPLE, *options)
     while not (folder / "pairs" / "manifest.json").exists() and child.poll() is None:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
     assert "Traceback" not in err
-    done = run("--preset", "smoke", "--output-dir", folder)
+    done = run(*options)
     assert done.returncode == 0, done.stderr
 
 
 def test_unconditional_students_of_pairs_made_earlier(
-    smoke: tuple[Path, str], tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = ("--preset", "smoke", "--no-conditional", "--images", 64)
+    first = ("--preset", "smoke", "--no-conditional", "--images", 16)
     done = run(*first, "--output-dir", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     done = run(*first, "--output-dir", tmp_path / "b", "--pairs", tmp_path / "a" / "pairs")
@@ -147,8 +150,40 @@ def test_unconditional_students_of_pairs_made_earlier(
     assert metrics["get"]["accuracy"] is None
     assert metrics["teacher"]["nfe"] == 35
     assert metrics["get"]["pair_l1"] == metrics_of(tmp_path / "a")["get"]["pair_l1"]
-    done = run("--preset", "smoke", "--pairs", tmp_path / "a" / "pairs", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = run("--preset", "smoke", "--pairs", tmp_path / "a" / "pairs")
     assert_one_sentence(done, "are not this teacher's")
+
+
+@pytest.mark.usefixtures("examples")
+def test_pairs_of_another_precision_or_of_nobody_known(tmp_path: Path) -> None:
+    """As `deqgen pairs make` and `deqgen pairs import-get` leave them."""
+    teacher = load_teacher("cifar10-small", sampler=Sampler(steps=1), guidance=None)
+    write_pairs(teacher, tmp_path / "a", count=8, batch_size=8)
+    other = load_teacher(
+        "cifar10-small", sampler=Sampler(steps=1), guidance=None, precision="bfloat16"
+    )
+    with redirect_stderr(io.StringIO()) as said:
+        assert len(opened(tmp_path / "a", other)) == 8
+    assert "was made in float32, and the teacher is measured in bfloat16" in said.getvalue()
+    with pytest.raises(ValueError, match=r"not this teacher's: teacher\.guidance"):
+        opened(tmp_path / "a", load_teacher("cifar10-small", sampler=Sampler(steps=1)))
+
+
+def test_an_imported_set_is_distilled(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("latent", "image"):
+        (tmp_path / "get" / kind).mkdir(parents=True)
+        numbers = torch.randn(8, 3, 32, 32, generator=generator)
+        torch.save(numbers.clamp(-1, 1), tmp_path / "get" / kind / "000000007.pkl")
+    import_get(tmp_path / "get", tmp_path / "pairs")
+    options = ("--preset", "smoke", "--images", 16, "--pairs", tmp_path / "pairs")
+    done = run(*options, "--output-dir", tmp_path / "a")
+    assert_one_sentence(done, "teacher.num_classes was 0 and is now 10")
+    done = run(*options, "--no-conditional", "--output-dir", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert "does not record who made it; cifar10-small is taken for its teacher" in done.stderr
+    assert metrics_of(tmp_path / "b")["pairs"] == 8
 
 
 @pytest.mark.slow
@@ -158,7 +193,7 @@ def test_the_paper_preset_starts_on_a_cpu(tmp_path: Path) -> None:
     assert metrics_of(tmp_path / "p")["get"]["parameters"] > 60e6
 
 
-def assert_one_sentence(done: subprocess.CompletedProcess[str], message: str) -> None:
+def assert_one_sentence(done: Done, message: str) -> None:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert message in done.stderr, done.stderr
@@ -180,9 +215,25 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], message: str) ->
     ],
 )
 def test_bad_input_is_one_sentence(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_one_sentence(run("--preset", "smoke", *arguments, cwd=tmp_path), message)
+    monkeypatch.chdir(tmp_path)
+    assert_one_sentence(run("--preset", "smoke", *arguments), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_a_process_of_its_own_is_one_sentence() -> None:
+    assert_one_sentence(alone(EXAMPLE, "--preset", "demmo"), "Did you mean 'demo'?")
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would train into one folder, all of them on the first GPU."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run("--preset", "smoke", "--output-dir", tmp_path / "run")
+    assert_one_sentence(done, "runs as one process, and WORLD_SIZE is 2; to make the pairs")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_of_another_run_is_refused(smoke: tuple[Path, str]) -> None:
@@ -190,10 +241,13 @@ def test_the_folder_of_another_run_is_refused(smoke: tuple[Path, str]) -> None:
     assert_one_sentence(done, "seed was 0 and is now 1")
 
 
-def test_a_truncated_pair_folder_is_refused(smoke: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_truncated_pair_folder_is_refused(
+    smoke: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pairs = tmp_path / "pairs"
     shutil.copytree(smoke[0] / "pairs", pairs)
     shard = next((pairs / "shards").glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size // 2)
-    done = run("--preset", "smoke", "--pairs", pairs, cwd=tmp_path)
+    done = run("--preset", "smoke", "--pairs", pairs)
     assert_one_sentence(done, shard.name)

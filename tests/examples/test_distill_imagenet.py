@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deqgen import generate
-from deqgen.data import PairDataset, write_image_zip
+from deqgen.data import PairDataset, iterate_image_zip, write_image_zip
 from deqgen.models import load_model
 from deqgen.teachers import Sampler, Teacher
+from tests.examples.running import here, start
+from tests.teachers.random_pipelines import edit, save_pipelines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-EXAMPLE = REPOSITORY / "examples" / "distill_imagenet.py"
+EXAMPLE = "distill_imagenet.py"
 SHARED = Path(os.environ.get("DEQGEN_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 SAMPLE = SHARED / "imagenet-64x64-sample1000.zip"
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("examples")]
@@ -41,20 +42,13 @@ def images_of_64(path: Path, count: int = 8, side: int = 64) -> Path:
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     """The smoke run's; compared with ImageNet where it is there, else with random pixels."""
+    path = tmp_path_factory.mktemp("reference") / "images.zip"
     if SAMPLE.is_file():
-        return ("--preset", "smoke", "--reference", SAMPLE)
-    return (
-        *("--preset", "smoke", "--reference"),
-        images_of_64(tmp_path_factory.mktemp("reference") / "random.zip"),
-    )
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(EXAMPLE), *map(str, arguments)]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+        images, labels = next(iterate_image_zip(SAMPLE, batch_size=64))
+        write_image_zip(path, images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist())
+    else:
+        images_of_64(path)
+    return ("--preset", "smoke", "--reference", path)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +57,7 @@ def smoke(
 ) -> tuple[Path, str]:
     """The folder and the output of one smoke run that was interrupted while it trained."""
     folder = tmp_path_factory.mktemp("imagenet") / "run"
-    child = subprocess.Popen(
-        command(*options, "--output-dir", folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    child = start(EXAMPLE, *options, "--output-dir", folder)
     while not (folder / "get" / "checkpoint.pt").exists() and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
@@ -76,7 +65,7 @@ def smoke(
     assert child.returncode == 130, err
     assert "the same command continues" in err and "Traceback" not in err
     made = {path: path.stat().st_mtime_ns for path in (folder / "pairs" / "shards").iterdir()}
-    done = run(*options, "--output-dir", folder)
+    done = here(EXAMPLE, *options, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in made} == made
     return folder, done.stdout
@@ -118,7 +107,7 @@ def test_the_teacher_is_an_adm_of_1000_classes_and_so_is_the_student(
 def test_the_same_command_again_shows_the_same_table(
     smoke: tuple[Path, str], options: tuple[object, ...]
 ) -> None:
-    done = run(*options, "--output-dir", smoke[0])
+    done = here(EXAMPLE, *options, "--output-dir", smoke[0])
     assert done.returncode == 0, done.stderr
     assert done.stdout == smoke[1]
 
@@ -161,6 +150,41 @@ def test_latents_stay_latents(
     assert load_model(tmp_path / "student.safetensors").config.channels == 4
     with Image.open(tmp_path / "samples.png") as image:
         assert min(image.size) > 100
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    diffusers = pytest.importorskip("diffusers", reason="an extra: deqgen[diffusers]")
+    folder = tmp_path_factory.mktemp("pipelines")
+    save_pipelines(diffusers, folder)
+    return folder
+
+
+def test_the_latents_of_a_dit(pipelines: Path, tmp_path: Path) -> None:
+    """A pipeline as diffusers saves it: guided, with a learned variance, in classes."""
+    arguments = ("--teacher", f"diffusers:{pipelines / 'dit'}", "--preset", "smoke")
+    done = here(EXAMPLE, *arguments, "--images", 8, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "These are latents" in done.stdout and "fd_box32" not in done.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["get"]["pair_l1"] > 0
+    pairs = PairDataset(tmp_path / "run" / "pairs", decode=False)
+    assert pairs[0]["image"].shape == (4, 8, 8) and pairs[0]["image"].dtype == torch.float16
+    assert load_model(tmp_path / "run" / "student.safetensors").config.num_classes == 5
+
+
+def test_latents_of_three_channels_are_no_images(pipelines: Path, tmp_path: Path) -> None:
+    """As those of a VQ autoencoder, which is enough to tell: its weights are never read."""
+    folder = shutil.copytree(pipelines / "unet", tmp_path / "ldm")
+    arguments = ("--teacher", f"diffusers:{folder}", "--preset", "smoke")
+    done = here(EXAMPLE, *arguments, "--output-dir", tmp_path / "image")
+    assert done.returncode == 1 and "averages images to 32x32" in done.stderr
+    edit(folder / "model_index.json", vqvae=["diffusers", "VQModel"])
+    done = here(EXAMPLE, *arguments, "--images", 4, "--output-dir", tmp_path / "latent")
+    assert done.returncode == 0, done.stderr
+    assert "These are latents" in done.stdout
+    pairs = PairDataset(tmp_path / "latent" / "pairs", decode=False)
+    assert pairs[0]["image"].shape == (3, 8, 8) and pairs[0]["image"].dtype == torch.float16
 
 
 def test_without_a_reference_it_is_the_teacher(

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from deqgen.models import create_model, save_model
+from tests.examples.running import Done, here
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "early_exit.py"
 pytestmark = pytest.mark.timeout(300)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*arguments: object) -> Done:
+    return here("early_exit.py", *arguments)
 
 
 def test_work_falls_with_the_tolerance(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,14 +13,9 @@ import torch
 from PIL import Image
 
 from deqgen.teachers import Sampler, load_teacher
+from tests.examples.running import here
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 pytestmark = pytest.mark.timeout(300)
-
-
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def archive(path: Path, side: int = 32, count: int = 12) -> Path:
@@ -45,12 +38,12 @@ def test_a_teacher_is_trained_continued_and_measured(tmp_path: Path) -> None:
     data = archive(tmp_path / "d.zip")
     common = ("--data", data, "--output-dir", tmp_path / "t", *SMALL)
     for images in (8, 12):
-        done = run("train_teacher.py", *common, "--images", images)
+        done = here("train_teacher.py", *common, "--images", images)
         assert done.returncode == 0, done.stderr
         assert f"{images} images" in done.stdout
     teacher = load_teacher(tmp_path / "t" / "teacher.safetensors")
     assert (teacher.name, teacher.num_classes, teacher.guidance.scale) == ("cifar10-small", 10, 2.0)
-    measured = run(
+    measured = here(
         "measure_teacher.py",
         *("--teacher", tmp_path / "t" / "teacher.safetensors", "--scales", 1, 3),
         *("--interval", 0.3, 5, "--count", 4, "--output-dir", tmp_path / "m"),
@@ -65,7 +58,7 @@ def test_a_teacher_is_trained_continued_and_measured(tmp_path: Path) -> None:
 def test_an_equilibrium_model_is_trained_as_a_diffusion_model(name: str, tmp_path: Path) -> None:
     data, folder = archive(tmp_path / "d.zip"), tmp_path / "t"
     common = ("--data", data, "--output-dir", folder, "--model", name, *SMALL)
-    done = run("train_teacher.py", *common, "--batch-size", 2, "--images", 4)
+    done = here("train_teacher.py", *common, "--batch-size", 2, "--images", 4)
     assert done.returncode == 0, done.stderr
     teacher = load_teacher(folder / "teacher.safetensors", sampler=Sampler(steps=2))
     assert (teacher.name, teacher.num_classes, teacher.nfe) == (name, 10, 6)
@@ -73,7 +66,7 @@ def test_an_equilibrium_model_is_trained_as_a_diffusion_model(name: str, tmp_pat
     one, other = (teacher.sample(noise, torch.tensor([label])) for label in (1, 2))
     assert one.shape == (1, 3, 32, 32) and one.isfinite().all()
     assert not torch.equal(one, other)
-    again = run(
+    again = here(
         "train_teacher.py",
         *("--data", data, "--output-dir", tmp_path / "u", *SMALL, "--images", 4),
         *("--init", folder / "teacher.safetensors"),
@@ -84,7 +77,7 @@ def test_an_equilibrium_model_is_trained_as_a_diffusion_model(name: str, tmp_pat
 
 def test_a_run_can_start_from_the_weights_of_a_teacher(tmp_path: Path) -> None:
     data = archive(tmp_path / "d.zip")
-    done = run(
+    done = here(
         "train_teacher.py",
         *("--data", data, "--output-dir", tmp_path / "t", *SMALL),
         *("--images", 4, "--init", "cifar10-small", "--learning-rate", 1e-12),
@@ -108,10 +101,10 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
             "unknown model 'DEQ-UNet-X'. Did you mean 'DEQ-UNet",
         ),
     ):
-        done = run("train_teacher.py", *arguments, "--output-dir", tmp_path / "t")
+        done = here("train_teacher.py", *arguments, "--output-dir", tmp_path / "t")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert message in done.stderr, done.stderr
-    done = run("measure_teacher.py", "--teacher", "cifar", "--output-dir", tmp_path / "m")
+    done = here("measure_teacher.py", "--teacher", "cifar", "--output-dir", tmp_path / "m")
     assert done.returncode == 1
     assert "Available: cifar10-small" in done.stderr
