@@ -22,10 +22,12 @@ from deqgen.commands import COMMANDS, Command, Group
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
-# A path that is wrong is a mistake like a name that is wrong; a full disk is none.
+# A path that is wrong is a mistake like a name that is wrong, and where there is no network (a
+# ConnectionError, as DownloadError is) a traceback would tell nothing; a full disk is none.
 _MISTAKES = (
     ValueError,
     TypeError,
+    ConnectionError,
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
@@ -41,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for a mistake of the user's and 1 for any other failure, both with
-        a sentence on stderr, or 130 after Ctrl-C. ``DEQGEN_TRACEBACK=1`` lets errors through.
+        The exit status: 0, or 2 for a mistake of the user's or a download that failed and 1 for any
+        other failure, all with a sentence on stderr, or 130 after Ctrl-C.
+        ``DEQGEN_TRACEBACK=1`` lets errors through.
     """
     try:
         _parsed(arguments)()

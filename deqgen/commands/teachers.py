@@ -16,10 +16,12 @@ def convert_edm(
     """Convert a checkpoint in EDM's format into a teacher's file.
 
     Nothing in the checkpoint is run. Every name and shape is checked. Weights keep their values, in
-    float32. (NVIDIA's weights are under CC BY-NC-SA 4.0, and stay so.)
+    float32 (those of a file in float64 are rounded). NVIDIA's weights are under CC BY-NC-SA 4.0,
+    and stay so.
 
     Args:
-        checkpoint: A .pkl file, or an https address to download it from.
+        checkpoint: A .pkl file, an https address to download it from, or a published name such as
+            edm-cifar10-uncond-vp.
         out: A .safetensors file to write, for load_teacher.
     """
     from deqgen.teachers.edm_file import convert_edm as convert

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from deqgen.teachers.discrete import DiscreteDenoiser
-from deqgen.teachers.names import unknown
 from deqgen.teachers.pipelines import AUTOENCODERS, INDEX, WEIGHTS, Pipeline, read_pipeline
 from deqgen.teachers.registry import TeacherError
 from deqgen.teachers.sampler import Sampler
 from deqgen.teachers.schedules import Karras
-from deqgen.teachers.teacher import Teacher
+from deqgen.teachers.teacher import Teacher, check_options
 
 
 def load_diffusers(
@@ -64,7 +62,7 @@ def load_diffusers(
         TypeError: an option that a teacher does not have.
         ValueError: an option that does not fit the pipeline.
     """
-    _check_options(teacher_options)
+    check_options(teacher_options, "revision", "local_files_only")
     library = _library()
     folder = _folder(path_or_id, revision, local_files_only)
     try:
@@ -75,14 +73,6 @@ def load_diffusers(
     defaults = _defaults(pipeline, teacher_options)
     defaults["name"] = folder.resolve().name if Path(path_or_id).is_dir() else str(path_or_id)
     return Teacher(pipeline.denoiser, **{**defaults, **teacher_options})
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    allowed = [name for name in signature(Teacher).parameters if name != "denoiser"]
-    for option in options:
-        if option not in allowed:
-            allowed += ["revision", "local_files_only"]
-            raise TypeError(unknown("option of a teacher", option, allowed))
 
 
 def _library() -> Any:

@@ -10,7 +10,9 @@ Letters: B samples, C channels, H height, W width, T levels of the schedule.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +102,21 @@ class DiscreteDenoiser(nn.Module):
     def sigma_max(self) -> float:
         """The highest noise level the network was trained at."""
         return float(self.sigmas[-1])
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the estimates beside the network, as plain data.
+
+        The levels as a hash, of four digits each, so that it seldom hangs on the rounding of a
+        machine. A network whose config records both, as that of a pipeline does, says it itself.
+        """
+        config = getattr(self.network, "config", None)
+        if hasattr(config, "prediction_type") and hasattr(config, "schedule"):
+            return {}
+        levels = " ".join(f"{level:.4g}" for level in self.sigmas.tolist())
+        return {
+            "prediction_type": self.prediction_type,
+            "sigmas_sha256": hashlib.sha256(levels.encode()).hexdigest(),
+        }
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's time, ``(B,)`` float64 in ``[0, T - 1]``, of noise levels ``(B,)``."""

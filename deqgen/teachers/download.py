@@ -8,22 +8,24 @@ in that case, only that its length is what the server said.
 
 While a download is under way, ``NAME.part`` holds what has arrived and ``NAME.part.tag`` what the
 server calls this version of the file; a download goes on where it stopped only if the server still
-has that version.
+has that version, and begins anew otherwise. Only an answer that says how long it is, or a file
+whose size or hash is known, can be told from one that was cut short; others are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
@@ -33,9 +35,11 @@ from deqgen.atomic import replacing, write_text
 _TIMEOUT = 30.0  # seconds without an answer or a byte
 _CHUNK = 2**20
 _MOST_BYTES = 16 * 2**30  # more than any published file; an endless answer must not fill the disk
+_BOOKS = (".sha256", ".part", ".part.tag", ".rejected")  # what is written beside a file
+_LONGEST_NAME = 200  # bytes; file systems take 255, and there are longer names beside a file's
 
 
-class DownloadError(OSError):
+class DownloadError(ConnectionError):
     """A file did not arrive, or is not the one that was expected."""
 
 
@@ -62,7 +66,24 @@ def cached_path(url: str) -> Path:
     for name in names:
         if name in (".", "..") or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
             raise ValueError(f"the part {name!r} of the address {url!r} cannot be a file's name.")
-    return cache_folder().joinpath(str(parts.hostname), *names)
+        if name.lower().endswith(_BOOKS):
+            raise ValueError(
+                f"the part {name!r} of the address {url!r} is a name that the cache keeps for "
+                f"itself ({', '.join(_BOOKS)})."
+            )
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"the part {name[:20]!r}... of an address has {len(name.encode()):,} bytes, and a "
+                f"file's name in the cache has {_LONGEST_NAME} at most."
+            )
+    return cache_folder().joinpath(_folder_of(parts), *names)
+
+
+def _folder_of(parts: SplitResult) -> str:
+    """One folder a server: its name, and its port where that is not the usual one."""
+    usual = {"https": 443, "http": 80}[parts.scheme]
+    port = "" if parts.port in (None, usual) else f"+{parts.port}"  # no name has a plus
+    return f"{parts.hostname}{port}".replace("::1", "localhost")
 
 
 def fetch(
@@ -101,7 +122,7 @@ def fetch(
         if notice:
             print(notice, file=sys.stderr)
         part = path.with_name(f"{path.name}.part")
-        _download(url, path, part)
+        _download(url, path, part, checkable=size is not None or sha256 is not None)
         _check(part, path, size, sha256)
         with replacing(path) as partial:
             part.replace(partial)
@@ -125,28 +146,40 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _download(url: str, path: Path, part: Path) -> None:
+def _download(url: str, path: Path, part: Path, *, checkable: bool) -> None:
     """Complete ``part``; ``path`` is where the file will be."""
     tag = _tag_of(part)
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
+    version = tag.read_text(encoding="utf-8") if have else ""
     headers = {"User-Agent": "deqgen", "Accept-Encoding": "identity"}
     if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text(encoding="utf-8")}
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
     try:
         with _open(url, headers) as answer:
-            start = _start(answer.headers, have) if have else 0
+            start, total = _promised(answer, have, version)
+            if total is None and not checkable:
+                raise DownloadError(
+                    f"{_failed(url, path)}: the server does not say how long it is, and a copy "
+                    "that was cut short could not be told."
+                )
             if not start:
                 part.unlink(missing_ok=True)  # first: a kill must not leave it with a new tag
                 _write_tag(tag, answer.headers)
-            _receive(answer, part, start)
+            _receive(answer, part, start, total)
+    except _OtherPart:
+        part.unlink()
+        _download(url, path, part, checkable=checkable)  # has nothing now, and asks for all
     except HTTPError as error:
         error.close()
         if error.code == 416 and have:  # nothing after what there is: all of it, or too much
-            if error.headers.get("Content-Range") != f"bytes */{have}":
+            same = _version(cast(Mapping[str, str], error.headers)) in ("", version)
+            if not same or error.headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()
-                _download(url, path, part)
+                _download(url, path, part, checkable=checkable)
             return
         raise DownloadError(f"{_failed(url, path)}: the server answered {error}.") from None
+    except DownloadError:
+        raise
     except (URLError, TimeoutError, ConnectionError, SSLError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         said = str(reason) or type(reason).__name__
@@ -165,26 +198,54 @@ def _failed(url: str, path: Path) -> str:
     )
 
 
-def _start(headers: Mapping[str, str], have: int) -> int:
-    """Where the answer begins: after what there is, or at zero if the server sends all of it."""
-    return have if headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
+class _OtherPart(Exception):
+    """The server sends another part than the rest of the version that was begun."""
+
+
+def _promised(answer: Any, have: int, version: str) -> tuple[int, int | None]:
+    """Where an answer begins, and the length of the whole file if it says so.
+
+    Raises:
+        _OtherPart: a part of the file, but not all that is missing of the same version.
+        HTTPException: an answer that is no file, or not the file as it is.
+    """
+    headers = answer.headers
+    if (coding := headers.get("Content-Encoding", "identity")) != "identity":
+        raise HTTPException(f"the server sends it in another form ({coding}) than was asked for")
+    if answer.status == 200:
+        return 0, _count(headers.get("Content-Length"))
+    if answer.status != 206 or not have:
+        raise HTTPException(f"the server answered {answer.status}, which is no whole file")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""), re.ASCII)
+    start, last, total = (_count(number) for number in found.groups()) if found else (None,) * 3
+    if start != have or last is None or total != last + 1 or _version(headers) != version:
+        raise _OtherPart
+    return have, total
+
+
+def _count(digits: str | None) -> int | None:
+    """A number of bytes in a header; ``None`` for none and for nonsense."""
+    return int(digits) if digits and re.fullmatch(r"[0-9]{1,18}", digits) else None
+
+
+def _version(headers: Mapping[str, str]) -> str:
+    """What the server calls this version of the file; empty if nothing that promises the bytes."""
+    version = headers.get("ETag", "")
+    if not version or version.startswith("W/"):  # a weak one does not promise the same bytes
+        version = headers.get("Last-Modified", "")
+    return " ".join(version.split())
 
 
 def _write_tag(tag: Path, headers: Mapping[str, str]) -> None:
     """Record the version that is being downloaded; without one, nothing can be resumed."""
-    version = headers.get("ETag", "")
-    if not version or version.startswith("W/"):  # a weak one does not promise the same bytes
-        version = headers.get("Last-Modified", "")
-    if version:
-        write_text(tag, " ".join(version.split()))
+    if version := _version(headers):
+        write_text(tag, version)
     else:
         tag.unlink(missing_ok=True)
 
 
-def _receive(answer: Any, part: Path, start: int) -> None:
+def _receive(answer: Any, part: Path, start: int, total: int | None) -> None:
     """Write the body to ``part`` from position ``start`` on."""
-    said = answer.headers.get("Content-Length")
-    total = start + int(said) if said and said.isdigit() else None
     if total is not None and total > _MOST_BYTES:
         raise DownloadError(f"{part.stem} has {total:,} bytes; more than 16 GiB are refused.")
     bar = tqdm(
@@ -247,14 +308,23 @@ def _sha256(file: IO[bytes]) -> str:
 
 def _checked(url: str) -> str:
     """Refuse addresses whose answers others could read or change on their way."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" and parts.hostname:
-        return url
-    if parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"):
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no address to download from: {error}.") from None
+    if "@" in parts.netloc:
+        raise ValueError(
+            "an address to download from has no user and no password in it; download such a file "
+            "by other means and give its path."
+        )
+    local = parts.scheme == "http" and host in ("localhost", "127.0.0.1", "::1")
+    # A name, of which the cache makes a folder: not "..", no colons, letters as in DNS.
+    if local or (parts.scheme == "https" and re.fullmatch(r"(?!.*\.\.)[a-z0-9][a-z0-9._-]*", host)):
         return url
     raise ValueError(
-        f"an address to download from begins with https://; got {url!r}. A file that is here is "
-        "given by its path."
+        f"an address to download from begins with https:// and the name of a server; got {url!r}. "
+        "A file that is here is given by its path."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,10 @@ class EDMDenoiser(nn.Module):
         at = Preconditioning.at(sigma, self.sigma_data)
         raw = self.network(at.network_input(x), at.c_noise, label)  # (B, C, H, W)
         return at.denoised(x, raw)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the estimates beside the network; the usual ``sigma_data`` is left out."""
+        return {} if self.sigma_data == 0.5 else {"sigma_data": self.sigma_data}
 
     @property
     def num_classes(self) -> int:

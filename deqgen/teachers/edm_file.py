@@ -7,8 +7,8 @@ into it under their names.
 
 Safety. No code of the file is imported, compiled or called (:mod:`deqgen.teachers.restricted`).
 What is built is bounded by what the file holds: its arguments are short and plain, the network is
-laid out without memory first, and it gets memory only as the file's own tensors, once every name
-and every shape fits.
+laid out without memory first, and it gets memory only once every name and every shape fits, and
+only as much as the file's own bytes can fill (tensors in it may share them).
 
 The weights that NVIDIA published are under CC BY-NC-SA 4.0: name the source, no commercial use,
 share alike.
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +34,23 @@ from deqgen.teachers.recorded import Recorded, read_edm_pickle
 from deqgen.teachers.registry import TeacherError, save_teacher
 from deqgen.teachers.restricted import DamagedPickleError, UnsafePickleError, shown
 from deqgen.teachers.sampler import Sampler
-from deqgen.teachers.teacher import Teacher
+from deqgen.teachers.teacher import Teacher, check_options
 
 # No argument of a network of EDM comes near these.
 _LONGEST_LIST, _LONGEST_TEXT, _LARGEST_NUMBER = 64, 64, 2**20
 _TENSORS_A_BLOCK = 10  # at least: two norms, two convolutions and an affine map, with biases
+_GROWTH, _SLACK = 2, 2**20  # bytes of float32 for a byte of the file (of float16), and some more
 
 
 def load_edm(path_or_url: str | Path, **teacher_options: Any) -> Teacher:
     """Load a checkpoint in EDM's format: NVIDIA's, or one that EDM's training wrote.
 
-    Weights are used in float32, whatever precision the file was trained in (a network recorded with
-    ``use_fp16`` runs in half precision on a GPU, as the original). The sampler is EDM's
-    deterministic one for the resolution: Heun, with 18 steps up to 32x32 and 40 above. (The quality
-    published for ImageNet-64 is that of 256 steps with churn, see :class:`Churn`: a path that the
-    first noise does not decide, and so nothing that a one-step student could learn.)
+    Weights are used in float32, whatever type the file has them in; those in float64 are rounded.
+    (A network recorded with ``use_fp16`` runs in half precision on a GPU, as the original.) The
+    sampler is EDM's deterministic one for the resolution: Heun, with 18 steps up to 32x32 and 40
+    above. (The quality published for ImageNet-64 is that of 256 steps with churn, see
+    :class:`Churn`: a path that the first noise does not decide, and so nothing that a one-step
+    student could learn.)
 
     Args:
         path_or_url: a file, or an address to download from once; see
@@ -64,14 +65,12 @@ def load_edm(path_or_url: str | Path, **teacher_options: Any) -> Teacher:
         UnsafePickleError: (a ValueError) the file asks for anything but plain data, such as a
             function; the message names it, and nothing in the file was run.
         TeacherError: (a ValueError) there is no such file, it is damaged, or holds no network of
-            EDM, or tensors that are missing, left over, of a wrong shape or not finite.
+            EDM, or tensors that are missing, left over, of a wrong shape or not finite, or a
+            network of more weights than the file has bytes for.
         TypeError: an option that a teacher does not have.
         DownloadError: (an OSError) there is no such address, or no network.
     """
-    allowed = list(signature(Teacher).parameters)
-    for option in teacher_options:
-        if option not in allowed:
-            raise TypeError(unknown("option of a teacher", option, allowed))
+    check_options(teacher_options)
     path = fetch(str(path_or_url)) if is_url(path_or_url) else Path(path_or_url)
     denoiser = _denoiser(path)
     side = denoiser.img_resolution
@@ -87,10 +86,11 @@ def load_edm(path_or_url: str | Path, **teacher_options: Any) -> Teacher:
 def convert_edm(checkpoint: str | Path, out: str | Path) -> Teacher:
     """Turn a checkpoint in EDM's format into a file that :func:`load_teacher` reads.
 
-    Weights keep their values: they are stored in float32.
+    Weights keep their values, in float32; only those of a file in float64 are rounded.
 
     Args:
-        checkpoint: a file or an address, as for :func:`load_edm`.
+        checkpoint: a file or an address, as for :func:`load_edm`; or a published name, such as
+            ``"edm-cifar10-uncond-vp"``, which is downloaded once.
         out: the ``.safetensors`` file to write.
 
     Returns:
@@ -102,7 +102,9 @@ def convert_edm(checkpoint: str | Path, out: str | Path) -> Teacher:
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"a teacher is kept in a .safetensors file; got {str(out)!r}.")
-    teacher = load_edm(checkpoint)
+    from deqgen.teachers.published import PUBLISHED, fetch_published  # which imports this file
+
+    teacher = load_edm(fetch_published(str(checkpoint)) if checkpoint in PUBLISHED else checkpoint)
     assert isinstance(teacher.denoiser, Preconditioner)
     card = {"source": f"converted from {Path(checkpoint).name}, a checkpoint in EDM's format"}
     metadata = {"name": teacher.name, "sampler": teacher.sampler, "card": card}
@@ -119,6 +121,7 @@ def _denoiser(path: Path) -> Preconditioner:
         tensors = dict(_tensors(ema))
         denoiser = _laid_out(ema, len(tensors))
         _check_fit(denoiser.state_dict(), tensors)
+        _check_bytes(tensors, path.stat().st_size)
         # Copies: tensors of a file may lie in one storage.
         floats = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
         denoiser.load_state_dict(floats, assign=True)
@@ -170,8 +173,6 @@ def _own_tensors(prefix: str, module: Recorded) -> Iterator[tuple[str, Tensor]]:
             full = prefix + name
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 raise TeacherError(f"{shown(full)} should be a tensor of floating-point numbers.")
-            if not tensor.isfinite().all():
-                raise TeacherError(f"{shown(full)} holds numbers that are not finite.")
             yield full, tensor
 
 
@@ -197,7 +198,9 @@ def _laid_out(network: Recorded, tensors: int) -> Preconditioner:
     _check_size(kwargs, tensors)
     try:
         with torch.device("meta"):
-            return kind(*args, **kwargs)
+            denoiser = kind(*args, **kwargs)
+        denoiser.default_sampler()  # its noise levels may be none
+        return denoiser
     except Exception as error:  # wrong arguments may fail anywhere in a network
         said = shown(" ".join(str(error).split()))
         raise TeacherError(f"its {name} cannot be built with its arguments: {said}") from None
@@ -246,6 +249,19 @@ def _check_fit(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> None:
                 f"its {name} should have shape {tuple(tensor.shape)}, and has "
                 f"{tuple(got[name].shape)}."
             )
+
+
+def _check_bytes(tensors: Mapping[str, Tensor], held: int) -> None:
+    """Refuse weights that would take more memory than the file has bytes for; then look at them."""
+    needed = sum(4 * tensor.numel() for tensor in tensors.values())
+    if needed > _GROWTH * held + _SLACK:
+        raise TeacherError(
+            f"its network takes {needed:,} bytes of weights, and the {held:,} bytes of the file "
+            "cannot hold them: its tensors share memory."
+        )
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise TeacherError(f"its {shown(name)} holds numbers that are not finite.")
 
 
 def _few(names: Iterable[str]) -> str:

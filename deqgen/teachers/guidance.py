@@ -31,12 +31,15 @@ class Guidance:
 
     Raises:
         ValueError: a scale that is not finite or not positive, or an interval that is empty.
+        TypeError: a scale that is no number.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
+            raise TypeError(f"the guidance scale must be a number, got {self.scale!r}")
         if not 0 < self.scale < math.inf:
             raise ValueError(f"the guidance scale must be positive and finite, got {self.scale}")
         if self.interval is not None:

@@ -111,8 +111,17 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def make_method(method: str | Method) -> Method:
-    """Return a method given by name or already made; ValueError for an unknown name."""
+    """Return a method given by name or already made.
+
+    Raises:
+        ValueError: unknown name. TypeError: neither a name nor an object with ``step``.
+    """
     if not isinstance(method, str):
+        if isinstance(method, type) or not hasattr(method, "step"):
+            raise TypeError(
+                "a sampling method is a name or an object such as Heun(), with step and name; got "
+                f"{method!r}"
+            )
         return method
     if method not in METHODS:
         raise ValueError(unknown("sampling method", method, METHODS))

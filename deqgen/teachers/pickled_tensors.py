@@ -5,9 +5,10 @@ stride, ...)`` and a storage as ``_load_from_bytes(b)``, where ``b`` is a file o
 format: five pickles (a magic number, a version, the writer's system, the storage's description, a
 list of its key), then the number of elements and the elements.
 
-Safety. The five pickles go through :func:`~deqgen.teachers.restricted.read_pickle` first, and what
-they claim is held against the number of bytes; only then does ``torch.load(weights_only=True)``
-read them. A tensor may not reach beyond its storage, nor have more elements than it.
+Safety. The five pickles go through :func:`~deqgen.teachers.restricted.read_pickle` first. The
+fourth alone may claim a storage, and one alone, since torch sets aside memory for every claim; this
+one is held against the number of bytes, and only then does ``torch.load(weights_only=True)`` read
+the file. A tensor may not reach beyond its storage, nor have more elements than it.
 """
 
 from __future__ import annotations
@@ -89,10 +90,18 @@ def _read_claim(data: bytes, budget: Budget) -> tuple[_Claim, int]:
     if data[:4] == b"PK\x03\x04":
         raise DamagedPickleError("a storage is a zip file, which PyTorch never writes there.")
     stream = BytesIO(data)
-    vocabulary = Vocabulary(
-        values={f"torch.{name}": dtype for name, dtype in _DTYPES.items()}, persistent=_claim
-    )
-    magic, version, _, claim, keys = (read_pickle(stream, vocabulary, budget) for _ in range(5))
+    claims: list[_Claim] = []
+
+    def refer(reference: object) -> _Claim:
+        claims.append(_claim(reference))
+        if len(claims) > 1:
+            raise DamagedPickleError("a torch file inside it claims several storages.")
+        return claims[0]
+
+    types = {f"torch.{name}": dtype for name, dtype in _DTYPES.items()}
+    plain, claiming = Vocabulary(), Vocabulary(values=types, persistent=refer)
+    vocabularies = (plain, plain, plain, claiming, plain)
+    magic, version, _, claim, keys = (read_pickle(stream, v, budget) for v in vocabularies)
     if magic != _MAGIC or version != _VERSION:
         raise DamagedPickleError("a storage is no torch file.")
     if not isinstance(claim, _Claim) or keys != [claim.key]:

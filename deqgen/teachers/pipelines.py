@@ -39,6 +39,7 @@ SCHEDULE_OPTIONS = (
     "beta_schedule",
     "trained_betas",
     "rescale_betas_zero_snr",
+    "snr_shift_scale",
 )
 
 
@@ -168,6 +169,11 @@ def _read_schedule(
     levels = options.get("num_train_timesteps", 1000)
     if not isinstance(levels, int) or not 3 <= levels <= MAX_LEVELS:
         raise ValueError(f"num_train_timesteps must lie in 3..{MAX_LEVELS}, got {levels!r}")
+    if (times := options.get("timestep_type", "discrete")) != "discrete":
+        raise ValueError(
+            f"its scheduler has timestep_type={times!r}, and only 'discrete' times, from 0 to "
+            "num_train_timesteps - 1, can be looked up for a noise level"
+        )
     scheduler = kind.from_config(options)  # type: ignore[attr-defined]
     abar = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(abar, Tensor) or options.get("use_flow_sigmas"):

@@ -7,10 +7,11 @@ Letters: B samples, C channels, S image side, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,13 @@ class Preconditioner(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        for name, size, least in (
+            ("img_resolution", img_resolution, 1),
+            ("img_channels", img_channels, 1),
+            ("label_dim", label_dim, 0),
+        ):
+            if type(size) is not int or size < least:
+                raise ValueError(f"{name} must be an integer from {least} on, got {size!r}")
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim, self.use_fp16 = label_dim, use_fp16
         self.model_type, self.model_kwargs = model_type, dict(model_kwargs)
@@ -78,6 +86,11 @@ class Preconditioner(nn.Module):
     def num_classes(self) -> int:
         """Classes of the network; the index ``num_classes`` stands for "no class"."""
         return self.label_dim
+
+    @property
+    def label_dropout(self) -> float:
+        """How often training hid the class; 0: the network has never learnt "no class"."""
+        return float(self.model.label_dropout)  # type: ignore[arg-type]
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """The scalings at noise levels ``sigma``, ``(B, 1, 1, 1)`` float32."""
@@ -168,6 +181,14 @@ class Preconditioner(nn.Module):
             name: list(value) if isinstance(value, tuple) else value
             for name, value in {**changed, **self.model_kwargs}.items()
         }
+
+
+def check_positive(**values: object) -> None:
+    """Refuse arguments that are not positive finite numbers, by name."""
+    for name, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < cast(float, value) < math.inf:
+            raise ValueError(f"{name} must be a positive finite number, got {value!r}")
 
 
 def own_options(kind: type[Preconditioner]) -> list[str]:

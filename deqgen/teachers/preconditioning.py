@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deqgen.teachers.edm import Preconditioning
 from deqgen.teachers.names import unknown
-from deqgen.teachers.preconditioner import Preconditioner, Scalings
+from deqgen.teachers.preconditioner import Preconditioner, Scalings, check_positive
 
 
 class EDMPrecond(Preconditioner):
@@ -59,6 +59,7 @@ class EDMPrecond(Preconditioner):
         super().__init__(
             img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs
         )
+        check_positive(sigma_data=sigma_data)
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
 
     def scalings(self, sigma: Tensor) -> Scalings:
@@ -104,6 +105,7 @@ class VPPrecond(Preconditioner):
         super().__init__(
             img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs
         )
+        check_positive(beta_d=beta_d, beta_min=beta_min, M=M, epsilon_t=epsilon_t)
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
         self.sigma_min, self.sigma_max = self.sigma(epsilon_t), self.sigma(1.0)
 
@@ -154,6 +156,7 @@ class VEPrecond(Preconditioner):
         super().__init__(
             img_resolution, img_channels, label_dim, use_fp16, model_type, model_kwargs
         )
+        check_positive(sigma_min=sigma_min, sigma_max=sigma_max)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def scalings(self, sigma: Tensor) -> Scalings:
@@ -204,6 +207,7 @@ class iDDPMPrecond(Preconditioner):
             model_kwargs,
             out_channels=2 * img_channels,
         )
+        check_positive(C_1=C_1, C_2=C_2, M=M)
         self.C_1, self.C_2, self.M = C_1, C_2, M
         levels = [0.0]
         for step in range(M, 0, -1):

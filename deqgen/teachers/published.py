@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deqgen.teachers.download import fetch
 from deqgen.teachers.edm_file import load_edm
 from deqgen.teachers.registry import register_teacher
-from deqgen.teachers.teacher import Teacher
+from deqgen.teachers.teacher import Teacher, check_options
 
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
 _LICENCE = (
@@ -52,10 +53,15 @@ PUBLISHED = {
 }
 
 
+def fetch_published(name: str) -> Path:
+    """The checkpoint of this name, downloaded once; raises as :func:`fetch`."""
+    known, notice = PUBLISHED[name], _LICENCE.format(name=name)
+    return fetch(known.url, size=known.size, sha256=known.sha256, notice=notice)
+
+
 def _load(name: str, **options: Any) -> Teacher:
-    known = PUBLISHED[name]
-    path = fetch(known.url, size=known.size, sha256=known.sha256, notice=_LICENCE.format(name=name))
-    return load_edm(path, **{"name": name, **options})
+    check_options(options)  # before the download
+    return load_edm(fetch_published(name), **{"name": name, **options})
 
 
 for _name in PUBLISHED:

@@ -70,7 +70,8 @@ class _ScalarType:
 def read_edm_pickle(path: Path) -> object:
     """Read a pickle of EDM as plain data.
 
-    Memory stays below some three times the size of the file, plus 0.3 GB at the very worst.
+    Memory stays below some three times the size of the file, plus 0.3 GB at the very worst; text
+    beyond ASCII, of which a network has none worth mentioning, may take seven times its size.
 
     Args:
         path: the file.
@@ -98,8 +99,8 @@ def edm_vocabulary(budget: Budget) -> Vocabulary:
     """All that a pickle of EDM may name; what is decoded is charged to ``budget``."""
     calls: dict[str, Callable[..., object]] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _reconstruct,
-        "torch.nn.modules.container.ModuleDict": partial(Recorded, "ModuleDict"),
-        "torch.nn.modules.container.ModuleList": partial(Recorded, "ModuleList"),
+        "torch.nn.modules.container.ModuleDict": partial(_container, "ModuleDict"),
+        "torch.nn.modules.container.ModuleList": partial(_container, "ModuleList"),
         "torch.storage._load_from_bytes": partial(load_storage, budget=budget),
         "torch._utils._rebuild_tensor_v2": rebuild_tensor,
         "torch._utils._rebuild_parameter": rebuild_parameter,
@@ -123,6 +124,11 @@ def _reconstruct(meta: object, /) -> Recorded:
     if type(name) is not str or type(state) is not dict:
         raise DamagedPickleError("it has a record of EDM without a class name or a state.")
     return Recorded(name, state)
+
+
+def _container(class_name: str, /) -> Recorded:
+    """A container of torch, whose attributes come later; arguments do not fit."""
+    return Recorded(class_name)
 
 
 def _device(kind: object, index: object = None, /) -> str:

@@ -12,10 +12,10 @@ Parameters are stored in half precision and used in float32; buffers are stored 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import resources
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deqgen.atomic import replacing
+from deqgen.teachers.download import is_url
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.guidance import Guidance
 from deqgen.teachers.names import build, unknown
 from deqgen.teachers.preconditioning import build_preconditioned
 from deqgen.teachers.sampler import Sampler
-from deqgen.teachers.teacher import Teacher
+from deqgen.teachers.teacher import Teacher, check_options
 from deqgen.teachers.unet import UNet, UNetConfig
 
 METADATA_KEY = "deqgen_teacher"
@@ -83,7 +84,8 @@ def load_teacher(name_or_path: str | Path, **options: Any) -> Teacher:
         name_or_path: one of these:
 
             - a name: ``"cifar10-small"`` is embedded; others, such as ``"edm-cifar10-uncond-vp"``,
-              are downloaded once (:func:`available_teachers` lists them);
+              are downloaded once (:func:`available_teachers` lists them). A string that is a name
+              means the teacher, whatever lies in the current folder; a ``Path`` means the file;
             - a ``.safetensors`` file that :func:`save_teacher` wrote. Any other ``Path``, or string
               with a folder in it, is taken for one;
             - a ``.pkl`` checkpoint of EDM, or its address (:func:`load_edm`);
@@ -93,10 +95,18 @@ def load_teacher(name_or_path: str | Path, **options: Any) -> Teacher:
             ``device``, ``precision``, ``compile``, ...).
 
     Raises:
-        ValueError: no teacher of this name.
+        ValueError: no teacher of this name, or an address of something else than a ``.pkl``.
         TeacherError: the file is missing, truncated, or something else.
+        TypeError: an option that a teacher does not have.
     """
+    if isinstance(name_or_path, str) and name_or_path in TEACHERS:
+        return TEACHERS[name_or_path](**options)
     path = Path(name_or_path)
+    if is_url(name_or_path) and path.suffix != ".pkl":
+        raise ValueError(
+            f"of addresses, only those of EDM's checkpoints, which end in .pkl, can be loaded; got "
+            f"{name_or_path!r}. Download other files and give their path."
+        )
     if str(name_or_path).startswith("diffusers:") or path.is_dir():
         from deqgen.teachers.diffusers import load_diffusers  # which imports this file
 
@@ -105,11 +115,19 @@ def load_teacher(name_or_path: str | Path, **options: Any) -> Teacher:
         from deqgen.teachers.edm_file import load_edm  # likewise
 
         return load_edm(name_or_path, **options)
+    if isinstance(name_or_path, str) and _like_the_hub(name_or_path) and not path.is_file():
+        raise TeacherError(
+            f"there is no teacher file at {name_or_path}; a pipeline on the Hugging Face Hub is "
+            f"'diffusers:{name_or_path}'"
+        )
     if isinstance(name_or_path, Path) or path.suffix == ".safetensors" or len(path.parts) > 1:
         return _load_file(path, **options)
-    if name_or_path not in TEACHERS:
-        raise ValueError(unknown("teacher", name_or_path, TEACHERS))
-    return TEACHERS[name_or_path](**options)
+    raise ValueError(unknown("teacher", name_or_path, TEACHERS))
+
+
+def _like_the_hub(name: str) -> bool:
+    """Whether this may be ``owner/name`` on the Hub, and no file of ours by its ending."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not name.endswith(".safetensors")
 
 
 def _load_cifar10_small(**options: Any) -> Teacher:
@@ -189,10 +207,7 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _load_file(path: Path, **options: Any) -> Teacher:
-    allowed = list(signature(Teacher).parameters)
-    for option in options:
-        if option not in allowed:
-            raise TypeError(unknown("option of a teacher", option, allowed))
+    check_options(options)
     if not path.is_file():
         raise TeacherError(f"there is no teacher file at {path}")
     header, tensors = _read(path)

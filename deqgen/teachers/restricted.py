@@ -100,7 +100,7 @@ class _Name:
 
 
 def read_pickle(stream: IO[bytes], vocabulary: Vocabulary, budget: Budget) -> object:
-    """Read one pickle and stop after it.
+    """Read one pickle, which leaves one value, and stop after it.
 
     Args:
         stream: open for reading; its ``read(n)`` must not set aside memory for more than there is
@@ -125,7 +125,10 @@ def read_pickle(stream: IO[bytes], vocabulary: Vocabulary, budget: Budget) -> ob
         raise
     except ValueError as error:
         raise DamagedPickleError(f"it is truncated or no pickle ({shown(str(error))}).") from None
-    return machine.pop()
+    result = machine.pop()
+    if machine.stack or machine.marks:
+        raise DamagedPickleError("it ends with more than one value.")
+    return result
 
 
 def shown(text: str) -> str:

@@ -40,7 +40,8 @@ class Sampler:
 
     Raises:
         ValueError: unknown name, or ``steps`` below 1.
-        TypeError: churn that is no :class:`Churn`.
+        TypeError: steps that are no integer, churn that is no :class:`Churn`, or a method or a
+            schedule that is neither a name nor such an object.
     """
 
     method: str | Method = "heun"
@@ -51,6 +52,8 @@ class Sampler:
     def __post_init__(self) -> None:
         make_method(self.method)
         make_schedule(self.schedule)
+        if type(self.steps) is not int:
+            raise TypeError(f"steps must be an integer, got {self.steps!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not isinstance(self.churn, Churn | None):

@@ -180,11 +180,17 @@ def make_schedule(schedule: str | Schedule, **options: Any) -> Schedule:
     """Return a schedule given by name (with options) or already made.
 
     Raises:
-        ValueError: unknown name. TypeError: unknown option.
+        ValueError: unknown name. TypeError: unknown option, or neither a name nor an object with
+            ``sigmas``.
     """
-    return (
-        build("schedule", SCHEDULES, schedule, options) if isinstance(schedule, str) else schedule
-    )
+    if isinstance(schedule, str):
+        return build("schedule", SCHEDULES, schedule, options)
+    if isinstance(schedule, type) or not hasattr(schedule, "sigmas"):
+        raise TypeError(
+            "a schedule is a name or an object such as Karras(sigma_max=40.0), with sigmas, "
+            f"describe and name; got {schedule!r}"
+        )
+    return schedule
 
 
 def _check_ends(sigma_min: float, sigma_max: float) -> None:

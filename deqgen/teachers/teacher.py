@@ -6,8 +6,9 @@ Letters: B samples, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -45,8 +46,11 @@ class Teacher:
         compile: run the network through ``torch.compile``; the first batch then takes longer.
 
     Raises:
-        ValueError: unknown precision, guidance without classes, a denoiser with another number of
-            classes, or a wrong number of class names.
+        ValueError: unknown precision, a denoiser with another number of classes or another shape
+            of images, guidance without classes, guidance or no classes (``num_classes=0``) for a
+            class-conditional network that was trained without ever hiding the class, or a wrong
+            number of class names.
+        TypeError: a sampler, a guidance or a number of classes that is none.
     """
 
     def __init__(
@@ -66,10 +70,9 @@ class Teacher:
         self.denoiser = denoiser
         self.image_shape = tuple(int(size) for size in image_shape)
         self.num_classes = num_classes
-        self.sampler = sampler or Sampler()
-        self.guidance = (
-            guidance if isinstance(guidance, Guidance) else Guidance(scale=guidance or 1.0)
-        )
+        self.sampler = Sampler() if sampler is None else sampler
+        scale = 1.0 if guidance is None else guidance
+        self.guidance = scale if isinstance(scale, Guidance) else Guidance(scale=scale)
         self.name = name
         self.class_names = tuple(class_names)
         self.precision = precision
@@ -91,15 +94,34 @@ class Teacher:
             raise ValueError(f"image_shape must be (C, H, W), got {self.image_shape}")
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
+        if not isinstance(self.sampler, Sampler):
+            raise TypeError(f"sampler must be a Sampler or None, got {self.sampler!r}")
+        known = _shape_known(self.denoiser)
+        if known not in (None, self.image_shape):
+            raise ValueError(
+                f"the denoiser takes images {known}, image_shape is {self.image_shape}"
+            )
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
-        if self.guidance.scale == 1:
-            return
-        if not self.num_classes:
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        if type(self.num_classes) is not int or self.num_classes < 0:
+            raise TypeError(f"num_classes must be an integer from 0 on, got {self.num_classes!r}")
+        guided, classes = self.guidance.scale != 1, getattr(self.denoiser, "num_classes", None)
+        if guided and not self.num_classes:
             raise ValueError("guidance needs a class-conditional teacher, and num_classes is 0")
-        if (classes := null_label_of(self.denoiser)) != self.num_classes:
+        if guided:
+            null_label_of(self.denoiser)
+        if classes is not None and self.num_classes not in (classes, 0):
             raise ValueError(
                 f"the denoiser has {classes} classes, num_classes is {self.num_classes}"
+            )
+        free = bool(classes) and not self.num_classes
+        if (guided or free) and getattr(self.denoiser, "label_dropout", None) == 0:
+            raise ValueError(
+                'this network was trained with label_dropout 0 and has never learnt "no class": it '
+                "can be sampled with its classes only, and without guidance"
             )
 
     def _in_precision(self, run: Denoiser) -> Denoiser:
@@ -191,7 +213,19 @@ class Teacher:
             raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}")
 
     def replace(self, **changes: Any) -> Teacher:
-        """Return a teacher that shares the denoiser and differs in the named arguments."""
+        """Return a teacher that shares the denoiser and differs in the named arguments.
+
+        Raises:
+            ValueError: another ``device``, to which the shared denoiser, and so this teacher's
+                too, would move.
+        """
+        device = changes.get("device")
+        if "denoiser" not in changes and device not in (None, self.device, str(self.device)):
+            raise ValueError(
+                f"teachers made by replace share one denoiser, which is on {self.device} and "
+                f"cannot be on {device} as well: load the teacher again with "
+                f"device={str(device)!r}"
+            )
         options: dict[str, Any] = {
             "denoiser": self.denoiser,
             "image_shape": self.image_shape,
@@ -207,7 +241,11 @@ class Teacher:
         return Teacher(**{**options, **changes})
 
     def unconditional(self) -> Teacher:
-        """Return the same model without its classes: no labels, no guidance, half the cost."""
+        """Return the same model without its classes: no labels, no guidance, half the cost.
+
+        Raises:
+            ValueError: the network has never learnt "no class".
+        """
         return self.replace(num_classes=0, class_names=(), guidance=None)
 
     def describe(self) -> dict[str, Any]:
@@ -235,7 +273,10 @@ class Teacher:
 
 
 def describe_denoiser(denoiser: Callable[..., Tensor]) -> dict[str, Any]:
-    """Type and, where the network has a dataclass ``config`` or describes itself, its options."""
+    """Type and, where the network has a dataclass ``config`` or describes itself, its options.
+
+    A method ``describe`` of the denoiser adds what decides its estimates beside that.
+    """
     network = getattr(denoiser, "network", denoiser)
     config = getattr(network, "config", None)
     described: dict[str, Any] = {"type": type(denoiser).__name__, "network": type(network).__name__}
@@ -247,7 +288,31 @@ def describe_denoiser(denoiser: Callable[..., Tensor]) -> dict[str, Any]:
         }
     elif callable(header := getattr(denoiser, "teacher_header", None)):
         described["config"] = header()["config"]
+    if callable(describe := getattr(denoiser, "describe", None)):
+        described |= describe()
     return described
+
+
+def check_options(options: Mapping[str, Any], *others: str) -> None:
+    """Refuse options that a teacher does not have; the denoiser comes from the file.
+
+    Raises:
+        TypeError: it names the nearest of those there are, and of ``others``.
+    """
+    allowed = [name for name in signature(Teacher).parameters if name != "denoiser"]
+    for option in options:
+        if option not in allowed:
+            raise TypeError(unknown("option of a teacher", option, [*allowed, *others]))
+
+
+def _shape_known(denoiser: Denoiser) -> tuple[int, int, int] | None:
+    """The images (C, S, S) that a denoiser takes, where it or its network's config says so."""
+    config = getattr(getattr(denoiser, "network", denoiser), "config", None)
+    channels = getattr(denoiser, "img_channels", getattr(config, "channels", None))
+    side = getattr(denoiser, "img_resolution", getattr(config, "image_size", None))
+    if isinstance(channels, int) and isinstance(side, int):
+        return channels, side, side
+    return None
 
 
 def weights_sha256(module: nn.Module) -> str:

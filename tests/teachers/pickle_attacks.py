@@ -30,6 +30,7 @@ def damage() -> list[Attack]:
             ("odd dict", "a key without a value", whole(b"}(", text("a"), b"u"), "without a value"),
             ("UTF-8", "text that is none", whole(b"X\x01\x00\x00\x00\xff"), "truncated or no"),
             ("protocol 9", "a later format", b"\x80\x09N.", "protocol 9"),
+            ("two values", "leaves more than it says", whole(b"NN"), "more than one value"),
             ("a number", "no dict", whole(b"K\x07"), "value of type int"),
             ("no ema", "a dict without a network", whole(b"}", text("x"), b"Ns"), "holds x"),
             ("ema", "a network that is a number", entry(b"K\x07"), "of type int, no network"),

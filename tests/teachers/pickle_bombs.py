@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from typing import Any
 
 import torch
 
-from tests.teachers.official import Persistent
+from deqgen.teachers.preconditioning import PRECONDITIONERS
+from tests.teachers.official import Persistent, pickled, recorded
 from tests.teachers.pickle_parts import (
     EMPTY,
     NONE,
@@ -173,6 +175,20 @@ def tensors() -> list[Attack]:
             )
         ),
         Attack(
+            "storage claimed twice",
+            "a claim of 16 GB, dropped for a claim of 16 bytes",
+            whole(storage(legacy(part=claimed_twice(), body=struct.pack("<Q", 4) + bytes(16)))),
+            False,
+            "claims several storages",
+        ),
+        Attack(
+            "storage and another value",
+            "a torch file that leaves two values",
+            whole(storage(b"\x80\x02NN." + legacy())),
+            False,
+            "more than one value",
+        ),
+        Attack(
             "storage of another length",
             "says 4 elements in one place and 2**40 in the other",
             whole(storage(legacy(4, struct.pack("<Q", 2**40) + bytes(16)))),
@@ -203,6 +219,13 @@ def networks() -> list[Attack]:
             network(shared_modules),
             False,
             "is in it twice",
+        ),
+        Attack(
+            "weights that share memory",
+            "one storage of 0.6 MB under all tensors of a network that takes 21 MB",
+            shared_memory(),
+            False,
+            "its tensors share memory",
         ),
         Attack("a module in itself", "a cycle of modules", network(itself), False, "in it twice"),
         *(
@@ -242,6 +265,48 @@ def _laughing() -> list[Any]:
 
 def _deep(open_: bytes, close: bytes, depth: int = 100_000) -> bytes:
     return entry(open_ * depth + NONE + close * depth)
+
+
+def claimed_twice() -> bytes:
+    """The fourth pickle of a torch file, with two claims."""
+    good = legacy()
+    start = good.index(b"\x80\x02(X\x07\x00\x00\x00storage") + 2
+    second = good[start : good.index(b"\x80\x02]", start)]  # with its STOP
+    first = text("storage") + b"ctorch\nFloatStorage\n" + text("another") + text("cpu")
+    return b"\x80\x02(" + first + integer(2**32) + NONE + b"tQ0" + second
+
+
+class View:
+    """A tensor of a storage that others share too."""
+
+    def __init__(self, storage: object, shape: tuple[int, ...]) -> None:
+        self.storage, self.shape = storage, shape
+
+    def __reduce__(self) -> Any:
+        stride = torch.empty(self.shape, device="meta").stride()
+        arguments = (self.storage, 0, self.shape, stride, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+def shared_memory() -> bytes:
+    """A whole network, all of whose tensors are views of one storage in float16."""
+    options = {"img_resolution": 8, "img_channels": 3, "model_type": "SongUNet", "num_blocks": 4}
+    options |= {"model_channels": 128, "channel_mult": [1], "attn_resolutions": []}
+    with torch.device("meta"):
+        network = PRECONDITIONERS["EDMPrecond"](**options)
+    largest = max(held.numel() for held in network.state_dict().values())
+    half = torch.storage.TypedStorage(
+        wrap_storage=torch.zeros(largest, dtype=torch.float16).untyped_storage(),
+        dtype=torch.float16,
+        _internal=True,
+    )
+    copy = recorded(network, **options)
+    for module in copy.modules():
+        for entries in (module._parameters, module._buffers):
+            for name, held in entries.items():
+                if held is not None:
+                    entries[name] = View(half, tuple(held.shape))  # type: ignore[assignment]
+    return pickled({"ema": copy})
 
 
 def shared_modules(module: torch.nn.Module) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from deqgen import cli
 from deqgen.teachers import available_teachers, load_teacher, published
 from deqgen.teachers import download as room
-from deqgen.teachers.download import DownloadError, cached_path, fetch, is_url
+from deqgen.teachers.download import DownloadError, cached_path, fetch
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -27,6 +28,7 @@ class Server(ThreadingHTTPServer):
     stop_after: int | None = None  # bytes, after which the connection breaks
     status = 200
     location = ""
+    reply: Callable[[Handler, str | None], bool] | None = None  # whether it has answered
     ranges: ClassVar[list[str | None]] = []
     daemon_threads = True
 
@@ -37,6 +39,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
         server.ranges.append(asked)
+        if server.reply and server.reply(self, asked):
+            return
         if server.location:
             self.send_response(302)
             self.send_header("Location", server.location)
@@ -94,7 +98,8 @@ def test_a_file_is_downloaded_once_and_recorded(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = fetch(address(server), notice="some licence")
-    assert path == tmp_path / "cache" / "127.0.0.1" / "a" / "x.pkl" == cached_path(address(server))
+    folder = tmp_path / "cache" / f"127.0.0.1+{server.server_port}"
+    assert path == folder / "a" / "x.pkl" == cached_path(address(server))
     assert path.read_bytes() == CONTENT and beside(path) == {"x.pkl", "x.pkl.sha256"}
     assert path.with_name("x.pkl.sha256").read_text() == f"{SHA256}  x.pkl\n"
     assert "some licence" in capsys.readouterr().err
@@ -234,24 +239,98 @@ def test_an_endless_answer_does_not_fill_the_disk(
         fetch(address(server))
 
 
+def replies(
+    status: int, body: bytes, headers: Mapping[str, str], only_parts: bool = False
+) -> Callable[[Handler, str | None], bool]:
+    """Answer so, to every request or to those for a part."""
+
+    def reply(handler: Handler, asked: str | None) -> bool:
+        if only_parts and not asked:
+            return False
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        return True
+
+    return reply
+
+
+@pytest.mark.parametrize("length", [None, "many", "-1", "1e4"])
+def test_a_file_of_unknown_length_needs_a_hash_or_a_size(
+    server: Server, length: str | None
+) -> None:
+    headers = {} if length is None else {"Content-Length": length}
+    server.reply = replies(200, CONTENT[:5000], headers)
+    with pytest.raises(DownloadError, match=r"does not say how long it is"):
+        fetch(address(server))
+    with pytest.raises(DownloadError, match=r"is not the file that it should be"):
+        fetch(address(server), sha256=SHA256)
+    server.reply = replies(200, CONTENT, headers)
+    assert fetch(address(server), sha256=SHA256).read_bytes() == CONTENT
+
+
+LENGTH = str(len(CONTENT))
+
+
 @pytest.mark.parametrize(
-    "url",
+    ("status", "headers", "words"),
     [
-        "http://example.com/x.pkl",
-        "ftp://example.com/x.pkl",
-        "file:///etc/hostname",
-        "https:///x.pkl",
-        "https://example.com/",
-        "https://example.com/x.pkl?download=1",
-        "https://example.com/../x.pkl",
-        "https://example.com/a%2f..%2fx.pkl",
-        "https://example.com/a/%00.pkl",
+        (204, {}, "answered 204"),
+        (203, {"Content-Length": LENGTH}, "answered 203"),
+        (206, {"Content-Length": "10240", "Content-Range": "bytes 0-10239/99999"}, "answered 206"),
+        (200, {"Content-Length": LENGTH, "Content-Encoding": "gzip"}, "another form .gzip."),
     ],
 )
-def test_addresses_that_are_refused(url: str) -> None:
-    assert is_url(url)
-    with pytest.raises(ValueError, match=r"address"):
-        fetch(url)
+def test_other_answers_are_refused(
+    status: int, headers: dict[str, str], words: str, server: Server
+) -> None:
+    server.reply = replies(status, b"" if status == 204 else CONTENT, headers)
+    with pytest.raises(DownloadError, match=words) as caught:
+        fetch(address(server), size=len(CONTENT))
+    assert not cached_path(address(server)).exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content_range", "tag"),
+    [
+        ("bytes 1000-10239/10240", '"two"'),
+        ("bytes 1000-10239/10240", ""),
+        ("bytes 1000-1999/10240", '"one"'),
+        ("bytes 999-10239/10240", '"one"'),
+        ("bytes 1000-10239/*", '"one"'),
+        ("bytes 1000-10239/10240 and more", '"one"'),
+        ("", '"one"'),
+    ],
+)
+def test_a_part_of_something_else_is_not_added(
+    content_range: str, tag: str, server: Server
+) -> None:
+    server.stop_after = 1000
+    with pytest.raises(DownloadError):
+        fetch(address(server))
+    server.stop_after = None
+    body = b"x" * (1000 if "1999" in content_range else 9240)
+    headers = {"Content-Length": str(len(body)), "Content-Range": content_range, "ETag": tag}
+    server.reply = replies(206, body, headers, only_parts=True)
+    assert fetch(address(server)).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-", None]
+
+
+def test_the_end_of_another_version_is_not_taken_for_the_file(server: Server) -> None:
+    path = cached_path(address(server))
+    path.parent.mkdir(parents=True)
+    path.with_name("x.pkl.part").write_bytes(CONTENT[::-1])
+    path.with_name("x.pkl.part.tag").write_text('"zero"')
+    headers = {"Content-Range": f"bytes */{LENGTH}", "ETag": '"one"'}
+    server.reply = replies(416, b"", headers, only_parts=True)
+    assert fetch(address(server)).read_bytes() == CONTENT
+
+
+def test_a_name_as_long_as_a_name_may_be(server: Server) -> None:
+    name = "x" * 196 + ".pkl"
+    assert fetch(address(server, name)).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("target", ["http://example.com/x", "file:///etc/hostname", "ftp://h/x"])
@@ -289,3 +368,18 @@ def test_the_published_names() -> None:
         assert known.sha256 is None or len(known.sha256) == 64
     with pytest.raises(ValueError, match=r"Did you mean 'edm-cifar10-uncond-vp'"):
         load_teacher("edm-cifar10-uncond-vq")
+
+
+def test_a_misspelt_option_is_noticed_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "fetch", _killed)
+    with pytest.raises(TypeError, match=r"Did you mean 'precision'"):
+        load_teacher("edm-cifar10-uncond-vp", precison="bfloat16")
+
+
+def test_the_command_without_a_network(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", _no_network)
+    assert cli.main(["convert-edm", "https://example.com/x.pkl", "out.safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert "could not be downloaded" in said and "TRACEBACK" not in said and said.count("\n") == 1

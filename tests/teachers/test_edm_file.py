@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deqgen.teachers import (
     Guidance,
     Sampler,
     TeacherError,
+    UnsafePickleError,
     convert_edm,
     load_edm,
     load_teacher,
@@ -142,7 +144,7 @@ def test_the_sampler_fits_the_resolution(
 
 
 def test_options_replace_the_files(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
+    path = checkpoint(tmp_path, label_dropout=0.1)
     teacher = load_edm(str(path), name="mine", sampler=Sampler(steps=2), guidance=2.0)
     assert teacher.name == "mine" and teacher.nfe == 6 and teacher.guidance == Guidance(scale=2.0)
     with pytest.raises(TypeError, match=r"Did you mean 'precision'"):
@@ -176,13 +178,22 @@ def test_tensors_that_share_memory_can_be_converted(tmp_path: Path) -> None:
     assert load_teacher(tmp_path / "a.safetensors").num_classes == 4
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, out = checkpoint(tmp_path), tmp_path / "toy.safetensors"
     count = sum(parameter.numel() for parameter in network("EDMPrecond").parameters())
     assert cli.main(["convert-edm", str(path), str(out)]) == 0
     said = f"{out}: EDMPrecond, 8x8, 4 classes, {count:,} parameters, 18 steps (35 evaluations).\n"
     assert capsys.readouterr() == (said, "")
     assert load_teacher(out).nfe == 35
+    monkeypatch.setenv("DEQGEN_CACHE", str(tmp_path / "cache"))
+    there = cached_path(published.PUBLISHED["edm-cifar10-uncond-vp"].url)
+    there.parent.mkdir(parents=True)
+    there.write_bytes(path.read_bytes())
+    assert cli.main(["convert-edm", "edm-cifar10-uncond-vp", str(out)]) == 0
+    assert load_teacher(out).name == "edm-cifar10-32x32-uncond-vp"
+    capsys.readouterr()
     assert cli.main(["convert-edm", str(path), "out.pkl"]) == 2
     assert "kept in a .safetensors file; got 'out.pkl'" in capsys.readouterr().err
     path.write_bytes(b"cos\nsystem\n.")
@@ -222,6 +233,65 @@ def test_the_outputs_of_the_original(name: str, shared: Path, tmp_path: Path) ->
     torch.testing.assert_close(images, data["denoised"], rtol=0, atol=1e-5 * max(scale, 1))
 
 
+class WithState(nn.ModuleList):
+    """A container whose attributes are given as an argument, as torch never does."""
+
+    def __init__(self, state: object) -> None:
+        super().__init__()
+        self.__dict__["given"] = state
+
+    def __reduce__(self) -> Any:
+        return nn.ModuleList, (self.given,)
+
+
+VALUES = [0, 1, -1, 2, 7, 2**20, 2**30, 0.5, -0.5, 1e300, float("nan"), float("inf"), True, None]
+VALUES += ["", "x", "skip", "\u0661", "a\nb", (), [], [0], [-1], [1, 2], [1.5], ["x"], [[1]], {}]
+ARGUMENTS = ["img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_min", "sigma_max"]
+ARGUMENTS += ["sigma_data", "beta_d", "beta_min", "epsilon_t", "M", "C_1", "C_2", "model_type"]
+ARGUMENTS += ["model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout"]
+ARGUMENTS += ["label_dropout", "embedding_type", "encoder_type", "resample_filter", "augment_dim"]
+ARGUMENTS += ["channel_mult_emb", "channel_mult_noise", "out_channels", "anything"]
+
+
+@pytest.mark.parametrize("kind", sorted(TOYS))
+def test_random_arguments_are_loaded_or_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    draw, path, refused = random.Random(kind), tmp_path / "a.pkl", 0
+    original = network(kind)
+    for _ in range(25):
+        names = draw.sample(ARGUMENTS, draw.choice([1, 1, 2, 5]))
+        kwargs = {"img_resolution": 8, "img_channels": 3, **TOYS[kind]}
+        kwargs |= {name: draw.choice(VALUES) for name in names}
+        path.write_bytes(pickled({"ema": recorded(original, **kwargs)}))
+        refused += _refused(path)
+    assert 12 < refused <= 25
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_is_loaded_or_refused_in_one_sentence(seed: int, tmp_path: Path) -> None:
+    draw, path, refused = random.Random(seed), checkpoint(tmp_path), 0
+    good = path.read_bytes()
+    # Most bytes of a file are weights: aim at those that are not, beside a few of all.
+    first = good[:20_000].index(b"_init_args")
+    for _ in range(60):
+        damaged = bytearray(good)
+        for _ in range(draw.choice([1, 2, 8])):
+            at = draw.choice([draw.randrange(len(good)), first + draw.randrange(600)])
+            damaged[at] = draw.choice([draw.randrange(256), damaged[at] ^ 1 << draw.randrange(8)])
+        path.write_bytes(damaged)
+        refused += _refused(path)
+    assert 10 < refused <= 60
+
+
+def _refused(path: Path) -> bool:
+    try:
+        load_edm(path)
+    except (UnsafePickleError, TeacherError) as error:
+        said = str(error)
+        assert said.startswith(str(path)) and said.isprintable() and len(said) < 700, said
+        return True
+    return False
+
+
 def norm(module: nn.Module) -> nn.Module:
     return module.get_submodule("model.enc.8x8_block0.norm0")
 
@@ -255,8 +325,14 @@ def norm(module: nn.Module) -> nn.Module:
         ("unknown model_type 'UNet'", None, {"model_type": "UNet"}),
         ("holds 1", None, {"num_blocks": 100}),
         ("do not fit its arguments: missing", None, {"num_blocks": 2}),
+        ("cannot be built with its arguments", None, {"sigma_max": "x"}),
+        ("cannot be built with its arguments", None, {"sigma_max": ()}),
+        ("needs 0 < sigma_min < sigma_max", None, {"sigma_max": 0}),
+        ("needs 0 < sigma_min < sigma_max", None, {"sigma_max": -1}),
+        ("sigma_data must be a positive finite number", None, {"sigma_data": float("nan")}),
+        ("sigma_data must be a positive finite number", None, {"sigma_data": "x"}),
     ],
-    ids=lambda value: value[:40] if isinstance(value, str) else "",
+    ids=lambda value: str(value)[:40] if isinstance(value, str | dict) else "",
 )
 def test_what_does_not_fit_gets_one_sentence(
     words: str,
@@ -274,6 +350,20 @@ def test_what_does_not_fit_gets_one_sentence(
         load_edm(checkpoint(tmp_path, change=changed, **kwargs))
     said = str(caught.value)
     assert "\n" not in said and said.startswith(str(tmp_path)) and len(said) < 600
+
+
+def test_a_container_with_arguments_is_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, change=lambda m: m._modules.update(more=WithState([])))
+    with pytest.raises(TeacherError, match=r"gives torch.nn.modules.container.ModuleList does not"):
+        load_edm(path)
+
+
+def test_weights_in_float64_are_rounded_and_those_in_float16_are_not(tmp_path: Path) -> None:
+    for dtype in (torch.float64, torch.float16):
+        path = checkpoint(tmp_path, change=lambda m, dtype=dtype: m.to(dtype))
+        for name, tensor in load_edm(path).denoiser.state_dict().items():
+            wanted = network("EDMPrecond").to(dtype).state_dict()[name]
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, wanted.float()), name
 
 
 def test_a_buffer_that_is_not_saved_is_left_out(tmp_path: Path) -> None:

@@ -211,13 +211,18 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="sampling in parallel is deterministic"):
         sample_parallel(TwoPoints(), start, sampler=Sampler(churn=Churn(amount=1)))
     with pytest.raises(ValueError, match="'dpmpp-2m' is a multi-step method"):
-        sample_parallel(TwoPoints(), start, sampler=Sampler(method="dpmpp-2m"), window=6)
+        counter = CountingDenoiser(TwoPoints())
+        sample_parallel(counter, start, sampler=Sampler(method="dpmpp-2m"), window=6)
+    assert counter.calls == 0
+    whole = Sampler(method="dpmpp-2m", steps=3)
+    assert sample_parallel(TwoPoints(), start, sampler=whole, window=3)[1].converged.all()
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         sample_parallel(TwoPoints(), start, window=0)
     with pytest.raises(ValueError, match="max_sweeps must be at least 1, got 0"):
         sample_parallel(TwoPoints(), start, max_sweeps=0)
-    with pytest.raises(ValueError, match="atol must be finite"):
-        sample_parallel(TwoPoints(), start, tol=-1.0)
+    for tol in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"tol must be finite and not negative, got {tol}"):
+            sample_parallel(TwoPoints(), start, tol=tol)
     with pytest.raises(ValueError, match="Did you mean 'anderson'"):
         sample_parallel(TwoPoints(), start, solver="andersen")
     with pytest.raises(ValueError, match="needs labels"):

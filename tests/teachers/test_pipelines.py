@@ -100,6 +100,16 @@ def test_zero_terminal_snr(diffusers: Any, pipeline_copy: Callable[[str], Path])
         assert len(denoiser.sigmas) == 999 and 1e3 < denoiser.sigma_max < 1e6
 
 
+def test_schedules_of_one_scheduler_are_told_apart(pipeline_copy: Callable[[str], Path]) -> None:
+    folder, described = pipeline_copy("unet"), []
+    edit(folder / "model_index.json", scheduler=["diffusers", "CogVideoXDDIMScheduler"])
+    for shift in (1.0, 3.0):
+        edit(folder / "scheduler" / "scheduler_config.json", snr_shift_scale=shift)
+        described.append(load_diffusers(folder).describe()["denoiser"])
+    assert described[0]["config"]["schedule"]["snr_shift_scale"] == 1.0
+    assert described[0] != described[1] and "sigmas_sha256" not in described[0]
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 
@@ -173,6 +183,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "flow sigmas": ("scheduler", {"use_flow_sigmas": True}, "no discrete noise schedule"),
     "too many levels": ("scheduler", {"num_train_timesteps": 10**12}, "must lie in 3..100000"),
     "levels of a float": ("scheduler", {"num_train_timesteps": 1e3}, "must lie in 3..100000"),
+    "continuous times": ("scheduler", {"timestep_type": "continuous"}, "only 'discrete' times"),
     "no schedule": ("scheduler", {"beta_schedule": "magic"}, "magic"),
     "betas that fall": ("scheduler", {"trained_betas": [0.1, -0.2, 0.1]}, "decrease strictly"),
     "fourier": ("unet", {"time_embedding_type": "fourier"}, "fourier"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,28 @@ def test_names(file: Path) -> None:
         assert load_teacher("mine", guidance=None).nfe == 7
     finally:
         del registry.TEACHERS["mine"]
+
+
+def test_a_folder_does_not_hide_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cifar10-small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_teacher("cifar10-small").name == "cifar10-small"
+    for folder in (Path("cifar10-small"), "./cifar10-small"):
+        with pytest.raises(TeacherError, match=r"model_index\.json"):
+            load_teacher(folder)
+
+
+def test_what_looks_like_something_else_is_told(file: Path) -> None:
+    for url in ("https://example.com/x.safetensors", "https://example.com/x.pkl?download=1"):
+        with pytest.raises(ValueError, match=re.escape(f"got {url!r}")):
+            load_teacher(url)
+    with pytest.raises(TeacherError, match=r"on the Hugging Face Hub is 'diffusers:me/ddpm-v1\.5'"):
+        load_teacher("me/ddpm-v1.5")
+    with pytest.raises(TeacherError, match=r"there is no teacher file at a/b.safetensors$"):
+        load_teacher("a/b.safetensors")
+    for name in (file, "cifar10-small"):
+        with pytest.raises(TypeError, match="unknown option of a teacher 'denoiser'"):
+            load_teacher(name, denoiser=None)
 
 
 def test_a_registered_architecture_can_be_saved_and_loaded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +37,13 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(trap: Path) -> dict[str, pickle_parts.Attack]:
     return {attack.name: attack for attack in pickle_attacks.attacks(trap)}
+
+
+def test_the_documentation_counts_them_all() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "loading_edm.md"
+    text = page.read_text(encoding="utf-8")
+    rows = [int(count) for count in re.findall(r"^\| (\d+) ", text, re.MULTILINE)]
+    assert f"makes {len(NAMES)} of them" in text and sum(rows) == len(NAMES)
 
 
 def read(path: Path, data: bytes) -> object:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -265,3 +266,20 @@ def test_mistakes_are_named() -> None:
         sample(problem(), noise(1), guidance=Guidance(scale=2.0))
     with pytest.raises(TypeError, match="num_classes"):
         sample(lambda x, s, y: x, noise(1), LABEL[:1], guidance=Guidance(scale=2.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 2.5}, "steps must be an integer, got 2.5"),
+        ({"steps": True}, "steps must be an integer, got True"),
+        ({"steps": "18"}, "steps must be an integer, got '18'"),
+        ({"method": None}, "a sampling method is a name or an object .*got None"),
+        ({"method": Heun}, "a sampling method is a name or an object such as Heun"),
+        ({"schedule": {"name": "karras"}}, "a schedule is a name or an object .*got {'name'"),
+        ({"schedule": Karras}, "a schedule is a name or an object such as Karras"),
+    ],
+)
+def test_values_of_another_kind_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        Sampler(**options)

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
 from torch import Tensor
 
-from deqgen.teachers import Churn, Guidance, Sampler, Teacher, sample
+from deqgen.teachers import (
+    Churn,
+    DiscreteDenoiser,
+    Guidance,
+    Sampler,
+    Teacher,
+    load_teacher,
+    sample,
+)
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.teacher import weights_sha256
 
@@ -139,6 +148,31 @@ def test_the_description_is_plain_data_and_changes_with_what_matters(
     assert make(denoiser, guidance=2.0).describe()["weights_sha256"] != described["weights_sha256"]
 
 
+def described(denoiser: torch.nn.Module) -> dict[str, object]:
+    return Teacher(denoiser, image_shape=SHAPE).describe()["denoiser"]  # type: ignore[no-any-return]
+
+
+def test_denoisers_of_one_network_are_told_apart() -> None:
+    """Else the pairs of two teachers could be mixed in one folder."""
+    network, abar = torch.nn.Conv2d(3, 3, 1), torch.linspace(0.99, 0.01, 10)
+    denoisers = [
+        EDMDenoiser(network),
+        EDMDenoiser(network, sigma_data=0.3),
+        DiscreteDenoiser(network, abar),
+        DiscreteDenoiser(network, abar, prediction_type="v_prediction"),
+        DiscreteDenoiser(network, abar**2),
+    ]
+    texts = [json.dumps(described(denoiser)) for denoiser in denoisers]
+    assert len(set(texts)) == 5
+    assert described(DiscreteDenoiser(network, abar * (1 + 1e-12))) == json.loads(texts[2])
+
+
+def test_the_embedded_teacher_is_described_as_it_always_was() -> None:
+    """Folders of pairs, and recorded runs, compare the description."""
+    text = json.dumps(load_teacher("cifar10-small").describe(), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "52f02eb2f5aaa691"
+
+
 def test_the_hash_ignores_the_memory_format(denoiser: EDMDenoiser) -> None:
     plain = weights_sha256(denoiser.to(memory_format=torch.contiguous_format))
     assert weights_sha256(denoiser.to(memory_format=torch.channels_last)) == plain
@@ -213,6 +247,23 @@ def test_wrong_settings_are_named(denoiser: EDMDenoiser) -> None:
         make(denoiser, num_classes=0, guidance=2.0)
     with pytest.raises(ValueError, match="has 4 classes, num_classes is 3"):
         make(denoiser, num_classes=3, guidance=2.0)
+    with pytest.raises(ValueError, match="has 4 classes, num_classes is 3"):
+        make(denoiser, num_classes=3)  # else the classes would be others, in silence
+    with pytest.raises(TypeError, match=r"num_classes must be an integer from 0 on, got 4\.0"):
+        make(denoiser, num_classes=4.0)
+    with pytest.raises(ValueError, match="guidance scale must be positive and finite, got 0"):
+        make(denoiser, guidance=0.0)
+    with pytest.raises(TypeError, match="guidance scale must be a number, got '2'"):
+        make(denoiser, guidance="2")
+    with pytest.raises(TypeError, match="sampler must be a Sampler or None, got 'heun'"):
+        make(denoiser, sampler="heun")
+    with pytest.raises(ValueError, match=r"takes images \(3, 8, 8\), image_shape is \(3, 16, 16\)"):
+        Teacher(denoiser, image_shape=(3, 16, 16), num_classes=4)
+    with pytest.raises(
+        ValueError, match="share one denoiser, which is on cpu and cannot be on meta"
+    ):
+        make(denoiser).replace(device="meta")
+    assert make(denoiser).replace(device="cpu").device.type == "cpu"
     with pytest.raises(ValueError, match="1 class names for 4 classes"):
         make(denoiser, class_names=["cat"])
     with pytest.raises(ValueError, match=r"image_shape must be \(C, H, W\)"):
