@@ -26,7 +26,7 @@ from tests.teachers.official import EasyDict, entries, pickled, recorded
 
 REFUSALS = (UnsafePickleError, DamagedPickleError)
 NAMES = [attack.name for attack in pickle_attacks.attacks(Path("trap"))]
-SECONDS = 10.0  # for one file, on a busy machine; measured: 1.5 for the worst, with its making
+SECONDS = 10.0  # of the processor, for one file; measured: 1.5 for the worst
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def test_an_attack_gets_one_sentence(
 ) -> None:
     attack, path = corpus[name], tmp_path / "attack.pkl"
     path.write_bytes(attack.data)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises((UnsafePickleError, TeacherError), match=attack.words) as caught:
         load_edm(path)
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert isinstance(caught.value, UnsafePickleError) is attack.refused
     said = str(caught.value)
     assert said.startswith(f"{path} ") and "\n" not in said and said.isprintable()
@@ -91,7 +91,7 @@ def test_no_attack_fills_the_memory_or_takes_forever(tmp_path: Path) -> None:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
@@ -109,11 +109,12 @@ def limited() -> None:
     corpus = pickle_attacks.attacks(trap)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**30, size + 2**30))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held
+    before = _megabytes("VmRSS")
     others, slowest = [], 0.0
     for attack in corpus:
         path.write_bytes(attack.data)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             load_edm(path)
             others.append(attack.name)
@@ -121,12 +122,20 @@ def limited() -> None:
             pass
         except BaseException as error:
             others.append(f"{attack.name}: {error!r}")
-        slowest = max(slowest, time.perf_counter() - began)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        slowest = max(slowest, time.process_time() - began)
+    grown = _megabytes("VmHWM") - before
     others += ["the trap"] * trap.exists()
     refused = len(corpus) - len(others)
     result = {"refused": refused, "others": others, "slowest": slowest, "megabytes": grown}
     print(json.dumps(result))
+
+
+def _megabytes(entry: str) -> float:
+    """What the system says of this process: VmRSS is held now, VmHWM was held at most."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{entry}:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def plain_values() -> dict[str, Any]:
@@ -214,13 +223,13 @@ def test_random_damage_does_nothing_worse_than_a_refusal(
             else:
                 damaged[at:at] = damaged[draw.randrange(len(damaged)) :][: draw.randrange(1, 40)]
         path.write_bytes(damaged)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             read_edm_pickle(path)
         except REFUSALS as error:
             refused += 1
             assert "\n" not in str(error) and str(error).isprintable()
-        assert time.perf_counter() - began < SECONDS
+        assert time.process_time() - began < SECONDS
     assert 50 < refused <= 100
 
 
