@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import pytest
 from torch import Tensor
 
 from deqgen.data import PairDataset, PairError, write_pairs
-from deqgen.data.manifest import Manifest
 from tests.data.stub import StubTeacher, everything
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -314,135 +312,6 @@ def test_a_disk_that_ends_in_the_middle_of_a_shard(tmp_path: Path) -> None:
     assert not list(directory.rglob("*.tmp")) and not list(directory.rglob("*.safetensors"))
     write_pairs(StubTeacher(), directory, **large)
     assert everything(directory) == everything(tmp_path / "undisturbed")
-
-
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
-def resume(directory: Path, undisturbed: dict[str, bytes]) -> None:
-    """Verify says to run the command once more; that mends everything without the teacher."""
-    with pytest.raises(PairError, match=r"is missing or damaged|is damaged|holds no pairs"):
-        PairDataset(directory, verify=True)
-    teacher = StubTeacher()
-    assert write_pairs(teacher, directory, **SETTINGS).complete
-    assert teacher.images == 0
-    assert everything(directory) == undisturbed
-
-
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "begun"])
-@pytest.mark.parametrize("damage", ["deleted", "empty", "checksum", "settings"])
-def test_a_damaged_manifest_is_written_again(
-    tmp_path: Path, undisturbed: dict[str, bytes], damage: str, whole: bool
-) -> None:
-    if whole:
-        write_pairs(StubTeacher(), tmp_path, **SETTINGS)
-    else:
-        write_pairs(StubTeacher(), tmp_path, rank=0, world=2, **SETTINGS)
-    manifest = tmp_path / "manifest.json"
-    content = manifest.read_bytes()
-    if damage == "deleted":
-        manifest.unlink()
-    elif damage == "empty":
-        manifest.write_bytes(b"")
-    else:
-        flip(manifest, content.index(b'"sha256": "' if damage == "checksum" else b'"stub"') + 12)
-    if whole:
-        resume(tmp_path, undisturbed)
-    else:
-        write_pairs(StubTeacher(), tmp_path, rank=0, world=2, **SETTINGS)
-        assert manifest.read_bytes() == content
-    with pytest.raises(PairError, match="other settings: seed was 1 and is now 2"):
-        write_pairs(StubTeacher(), tmp_path, **{**SETTINGS, "seed": 2})
-
-
-@pytest.mark.parametrize("damage", ["deleted", "flipped"])
-def test_a_damaged_manifest_of_another_set_is_left(tmp_path: Path, damage: str) -> None:
-    write_pairs(StubTeacher(), tmp_path, **SETTINGS)
-    manifest = tmp_path / "manifest.json"
-    manifest.unlink() if damage == "deleted" else flip(manifest, 100)
-    before = everything(tmp_path)
-    with pytest.raises(PairError, match="choose a new folder"):
-        write_pairs(StubTeacher(), tmp_path, **{**SETTINGS, "seed": 2})
-    assert everything(tmp_path) == before
-
-
-@pytest.mark.parametrize("key", ["sha256", "settings", "start", "file", "missing"])
-def test_a_damaged_record_is_mended_from_the_manifest(
-    tmp_path: Path, undisturbed: dict[str, bytes], key: str
-) -> None:
-    write_pairs(StubTeacher(), tmp_path, **SETTINGS)
-    record = tmp_path / "shards" / "pairs-000007.json"
-    if key == "missing":
-        record.unlink()
-    else:
-        before, found, after = record.read_bytes().partition(b'"' + key.encode() + b'": ')
-        damaged = re.sub(rb"[0-9]", lambda digit: b"%d" % (int(digit[0]) ^ 1), after, count=1)
-        record.write_bytes(before + found + damaged)
-    resume(tmp_path, undisturbed)
-
-
-def test_a_folder_has_one_lone_writer(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    said: list[str] = []
-
-    class Crowded(StubTeacher):
-        """While it is at work, others try."""
-
-        def sample(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
-            if not said:
-                for more in ({}, {"seed": 2}, {"rank": 1, "world": 2}):
-                    before = everything(tmp_path)
-                    with pytest.raises(PairError) as caught:
-                        write_pairs(StubTeacher(), tmp_path, **{**SETTINGS, **more})
-                    said.append(str(caught.value))
-                    assert everything(tmp_path) == before
-            return super().sample(noise, label)
-
-    assert write_pairs(Crowded(), tmp_path, **SETTINGS).complete
-    assert len(said) == 3
-    assert all(text.startswith("another process is writing to") for text in said)
-    assert write_pairs(StubTeacher(), tmp_path, **SETTINGS).complete  # it is free again
-
-
-def test_sets_begun_at_the_same_moment_do_not_mix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One rank writes its manifest while another, of other settings, is about to."""
-    real, faster = Manifest.write, []
-
-    def slow(manifest: Manifest, directory: Path, **options: Any) -> None:
-        if not faster:
-            faster.append(True)
-            write_pairs(StubTeacher(), tmp_path, rank=1, world=2, **{**SETTINGS, "seed": 3})
-        real(manifest, directory, **options)
-
-    monkeypatch.setattr(Manifest, "write", slow)
-    with pytest.raises(PairError, match="other settings: seed was 3 and is now 1"):
-        write_pairs(StubTeacher(), tmp_path, rank=0, world=2, **SETTINGS)
-
-
-def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    write_pairs(StubTeacher(), tmp_path, **SETTINGS)
-    assert PairDataset(tmp_path, verify=True).manifest.complete
-
-
-def test_where_folders_cannot_be_locked_nothing_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fcntl = pytest.importorskip("fcntl")
-
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.EBADF, "a network file system")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    assert write_pairs(StubTeacher(), tmp_path, **SETTINGS).complete
 
 
 def test_a_url_is_no_folder_to_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
