@@ -11,6 +11,7 @@ Letters: B samples, L tokens, D width, K supervised states.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 import torchdeq
+from report import table
 from timing import interleaved
 from torch import Tensor, nn
 from torchdeq.utils import mem_gc
@@ -162,4 +164,6 @@ def speeds(rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
                         "torchdeq, %": 100 * flops / theirs / rate,
                     }
                 )
+            # Compiled, a case takes a quarter of an hour: show what is known.
+            print(table(rows[-3:]), file=sys.stderr, flush=True)
     return rows

@@ -1,7 +1,7 @@
 """Models beside the same blocks driven by torchdeq, in one process: time, and the floor.
 
-    python benchmarks/models.py --threads 2                  # some ten minutes
-    python benchmarks/models.py --threads 2 --parts eager
+    python benchmarks/models.py --rounds 3 --parts eager     # twenty minutes on one thread
+    python benchmarks/models.py --rounds 3                   # more than an hour: it compiles, too
 
 Parts: ``eager``, and ``compiled`` (the same under torch.compile, which takes minutes to compile).
 The tables are printed, and written as Markdown beside a JSON file. Ratios above 1 favour us.
