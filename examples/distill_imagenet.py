@@ -140,12 +140,14 @@ def tiny_adm() -> nn.Module:
     from deqgen.teachers.preconditioning import EDMPrecond
 
     tiny = {"model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": ()}
-    with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # PyTorch's layers draw from the global generator
         torch.manual_seed(0)
         network = EDMPrecond(SIDE, 3, CLASSES, model_type="DhariwalUNet", **tiny)
         for weight in network.parameters():
             if weight.ndim > 1 and not weight.any():  # or every branch would end in zero
                 nn.init.xavier_uniform_(weight, gain=0.3)
+        # Near its Gaussian prior, so that images stay near [-1, 1] and fit into bytes.
+        network.model.out_conv.weight.mul_(0.1)
     return network
 
 

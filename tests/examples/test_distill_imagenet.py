@@ -124,7 +124,7 @@ class Shrink(nn.Module):
 
 
 def teacher(shape: tuple[int, int, int]) -> Teacher:
-    return Teacher(Shrink(), image_shape=shape, sampler=Sampler(steps=3), name="shrink")
+    return Teacher(Shrink(), image_shape=shape, sampler=Sampler(steps=12), name="shrink")
 
 
 def distil(monkeypatch: pytest.MonkeyPatch, made: Teacher | None, **values: Any) -> None:
