@@ -140,7 +140,8 @@ def tiny_adm() -> nn.Module:
     from deqgen.teachers.preconditioning import EDMPrecond
 
     tiny = {"model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": ()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():  # PyTorch's layers draw from the global generator
+    # PyTorch's layers draw from the global generator.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = EDMPrecond(SIDE, 3, CLASSES, model_type="DhariwalUNet", **tiny)
         for weight in network.parameters():
