@@ -127,9 +127,9 @@ def _inverse(pairs: Pairs | None, u: Tensor) -> Tensor:
     if pairs is None or pairs.taken == 0:
         return u
     steps, changes = pairs.vectors()  # (B, K, N) each
-    held = pairs.small[:, : steps.shape[1], : steps.shape[1]]  # (B, K, K)
+    held = pairs.small[:, : steps.shape[1], : steps.shape[1]]  # (B, K, K), P - N
     weights = solve_small(held.mH, products(changes, u.unsqueeze(1)))  # (B, 1, K)
-    return u + combination(steps, weights).squeeze(1)
+    return u - combination(steps, weights).squeeze(1)
 
 
 def _broyden(forward: Forward) -> Broyden:

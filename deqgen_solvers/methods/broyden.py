@@ -13,7 +13,7 @@ from torch.linalg import vector_norm
 
 from deqgen_solvers.methods.line_search import backtrack
 from deqgen_solvers.methods.options import check_flag, check_memory
-from deqgen_solvers.methods.window import Pairs, add_combination, products
+from deqgen_solvers.methods.window import Pairs, add_combination, products, write
 from deqgen_solvers.protocol import Function
 from deqgen_solvers.registry import register_solver
 
@@ -26,8 +26,9 @@ _GROWTH = 2.0
 class BroydenState:
     """The window, and what it said of the residual before."""
 
-    pairs: Pairs  # steps s, of length 1, and changes of f
-    against: Tensor  # (B, 1, K) products of the steps with g of the iterate before
+    pairs: Pairs  # steps s, of length 1, and changes of f; their matrix is P - N
+    g: Tensor  # (B, 1, N) the residual of the iterate before
+    against: Tensor  # (B, 1, K) its products with the steps
 
 
 @register_solver("broyden")
@@ -73,7 +74,8 @@ class Broyden:
 
     def init(self, z0: Tensor) -> BroydenState:
         """Allocate the window for ``z0`` (B, N)."""
-        return BroydenState(Pairs.empty(z0, self.memory), z0.new_empty(len(z0), 1, 0))
+        nothing = z0.new_empty(len(z0), 1, 0)
+        return BroydenState(Pairs.empty(z0, self.memory), nothing, nothing)
 
     def step(
         self, f: Function, z: Tensor, fz: Tensor, state: BroydenState
@@ -82,7 +84,8 @@ class Broyden:
         z, fz = z.unsqueeze(1), fz.unsqueeze(1)  # (B, 1, N) each
         last = state.pairs.last
         if last is None:
-            z_next, state = fz, replace(state, pairs=replace(state.pairs, last=(z, fz)))
+            z_next = fz
+            state = replace(state, pairs=replace(state.pairs, last=(z, fz)), g=fz - z)
         else:
             z_next, state = self._propose(z, fz, state, *last)
         if self.line_search:
@@ -97,13 +100,14 @@ class Broyden:
         s, change = torch.sub(z, last_z, out=first), torch.sub(fz, last_fz, out=second)
         pairs, s, change, scale = state.pairs.push(s, change, (z, fz))
         ds, df = pairs.vectors()  # (B, K, N) each
-        against = products(ds, fz - z)  # (B, 1, K)
-        before = _with(state.against, pairs.newest, products(s, last_fz - last_z))  # (B, 1, K)
-        # Row of P: the newest step against older changes. Column of N - P: -S^T y, where N has
+        g = fz - z  # (B, 1, N)
+        against = products(ds, g)  # (B, 1, K)
+        before = _with(state.against, pairs.newest, products(s, state.g))  # (B, 1, K)
+        # Row of P: the newest step against older changes. Column of P - N: S^T y, where N has
         # entries only for steps not newer than the column's, and y is a difference of residuals.
-        row, column = -products(df, s).conj(), (before - against) * scale  # (B, 1, K) each
+        row, column = products(df, s).conj(), (against - before) * scale  # (B, 1, K) each
         pairs, weights = pairs.solve(row, column, against)  # (B, 1, K)
-        return add_combination(fz, df, weights), BroydenState(pairs, against)
+        return add_combination(fz, df, weights, -1), BroydenState(pairs, g, against)
 
     def _search(
         self,
@@ -127,4 +131,6 @@ class Broyden:
 
 def _with(line: Tensor, slot: int, value: Tensor) -> Tensor:
     """``line`` (B, 1, K) with ``value`` (B, 1, 1) in a slot, which may be one beyond its end."""
-    return torch.cat([line[:, :, :slot], value, line[:, :, slot + 1 :]], dim=2)
+    if slot == line.shape[2]:
+        return torch.cat((line, value), dim=2)
+    return write(line, (slice(None), slice(None), slice(slot, slot + 1)), value)
