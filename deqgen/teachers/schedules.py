@@ -34,7 +34,18 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Karras:
+class _Described:
+    """What all schedules here say of themselves."""
+
+    name: ClassVar[str]
+
+    def describe(self) -> dict[str, Any]:
+        """Name and options as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Karras(_Described):
     """Levels evenly spaced in ``sigma ** (1 / rho)``, then zero (EDM, arXiv 2206.00364, eq. 5).
 
     Args:
@@ -62,13 +73,9 @@ class Karras:
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return _then_zero((high + _fractions(steps) * (low - high)) ** self.rho)
 
-    def describe(self) -> dict[str, Any]:
-        """Name and options as plain data."""
-        return {"name": self.name, **asdict(self)}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(_Described):
     """Levels evenly spaced in sigma, then zero: :class:`Karras` with ``rho=1``.
 
     Args:
@@ -92,13 +99,9 @@ class Linear:
         span = self.sigma_min - self.sigma_max
         return _then_zero(self.sigma_max + _fractions(steps) * span)
 
-    def describe(self) -> dict[str, Any]:
-        """Name and options as plain data."""
-        return {"name": self.name, **asdict(self)}
-
 
 @dataclass(frozen=True, kw_only=True)
-class VP:
+class VP(_Described):
     """The levels of variance-preserving diffusion, evenly spaced in its time (EDM, Table 1).
 
     Time falls from 1 to ``epsilon``, and ``sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1``
@@ -133,13 +136,9 @@ class VP:
         time = 1 + _fractions(steps) * (self.epsilon - 1)  # (N,)
         return _then_zero((self.beta_d * time**2 / 2 + self.beta_min * time).expm1().sqrt())
 
-    def describe(self) -> dict[str, Any]:
-        """Name and options as plain data."""
-        return {"name": self.name, **asdict(self)}
-
 
 @dataclass(frozen=True, kw_only=True)
-class VE:
+class VE(_Described):
     """The levels of variance-exploding diffusion: a geometric sequence, then zero (EDM, Table 1).
 
     Args:
@@ -162,10 +161,6 @@ class VE:
         """Levels ``(N + 1,)`` float64."""
         ratio = self.sigma_min / self.sigma_max
         return _then_zero(self.sigma_max * ratio ** _fractions(steps))
-
-    def describe(self) -> dict[str, Any]:
-        """Name and options as plain data."""
-        return {"name": self.name, **asdict(self)}
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
