@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _parsed(arguments)()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("deqgen: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"deqgen: {stop if str(stop) else 'interrupted.'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -106,8 +106,12 @@ def _later(function: Command) -> Callable[..., Callable[[], None]]:
 def _unboxed(text: str) -> str:
     """What tyro says about wrong options, without the frame that it draws around it."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # colours
+    # tyro names the dataclass of options that refused a value, but not as the user knows it.
+    plain = re.sub(r"Error parsing __tyro-dummy-inner__[\w.]*:", "", plain)
     framed = [line.strip("│| ") for line in plain.splitlines() if line.startswith(("│", "|"))]
     sections = re.split(r"[─-]{8,}", " ".join(framed) or plain)
+    if not framed and len(sections) > 1:  # a frame of blanks: its title stands on a line of its own
+        del sections[0]
     sentences = [" ".join(section.split()).rstrip(".") for section in sections]
     return ". ".join(sentence for sentence in sentences if sentence) + "."
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -225,17 +225,27 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"dtype": str(row["dtype"]), "shape": shape}
 
 
-def first_difference(
+def differences(
     old: Any, new: Any, name: str = "", words: tuple[str, str] = ("was", "is now")
-) -> str | None:
-    """Say where two settings differ, as ``"teacher.sampler.steps was 18 and is now 10"``."""
+) -> Iterator[tuple[str, str]]:
+    """Each setting in which two sets differ, and how.
+
+    Yields:
+        ``("teacher.sampler.steps", "teacher.sampler.steps was 18 and is now 10")``, in order.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             path = f"{name}.{key}" if name else key
-            if found := first_difference(old.get(key), new.get(key), path, words):
-                return found
-        return None
-    return None if old == new else f"{name} {words[0]} {old!r} and {words[1]} {new!r}"
+            yield from differences(old.get(key), new.get(key), path, words)
+    elif old != new:
+        yield name, f"{name} {words[0]} {old!r} and {words[1]} {new!r}"
+
+
+def first_difference(
+    old: Any, new: Any, name: str = "", words: tuple[str, str] = ("was", "is now")
+) -> str | None:
+    """Say where two settings differ first, as :func:`differences` does."""
+    return next((said for _, said in differences(old, new, name, words)), None)
 
 
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, new: bool = False) -> None:

@@ -8,15 +8,19 @@ Mental model, in five lines:
 5. A checkpoint is written beside the old one and renamed: a kill leaves one of the two, whole.
 """
 
-from deqgen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from deqgen.training.config import TrainConfig
-from deqgen.training.denoising import Denoising
-from deqgen.training.distillation import Distillation
-from deqgen.training.ema import Ema
-from deqgen.training.interrupt import Interrupted
-from deqgen.training.jacobian import jacobian_penalty
-from deqgen.training.losses import TrajectoryLoss
-from deqgen.training.trainer import Objective, TrainingDiverged, TrainResult, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deqgen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+    from deqgen.training.config import TrainConfig
+    from deqgen.training.denoising import Denoising
+    from deqgen.training.distillation import Distillation
+    from deqgen.training.ema import Ema
+    from deqgen.training.interrupt import Interrupted
+    from deqgen.training.jacobian import jacobian_penalty
+    from deqgen.training.losses import TrajectoryLoss
+    from deqgen.training.trainer import Objective, TrainingDiverged, TrainResult, train
 
 __all__ = [
     "CheckpointError",
@@ -34,3 +38,34 @@ __all__ = [
     "save_checkpoint",
     "train",
 ]
+
+# The module of each name, imported when the name is first asked for: torch takes seconds, for which
+# the settings alone (deqgen.training.config), and so `deqgen distill --help`, need not wait.
+_PLACES = {
+    "CheckpointError": "checkpoint",
+    "Denoising": "denoising",
+    "Distillation": "distillation",
+    "Ema": "ema",
+    "Interrupted": "interrupt",
+    "jacobian_penalty": "jacobian",
+    "load_checkpoint": "checkpoint",
+    "Objective": "trainer",
+    "save_checkpoint": "checkpoint",
+    "train": "trainer",
+    "TrainConfig": "config",
+    "TrainingDiverged": "trainer",
+    "TrainResult": "trainer",
+    "TrajectoryLoss": "losses",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'deqgen.training' has no attribute {name!r}")
+    value = getattr(import_module(f"deqgen.training.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

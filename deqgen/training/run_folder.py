@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from deqgen.atomic import write_text
-from deqgen.data.manifest import first_difference
+from deqgen.data.held import held
+from deqgen.data.manifest import PairError, differences, first_difference
 
 CONFIG = "config.json"
 SECONDS = "seconds.json"
+FINISHED = "finished.json"
+_NUMBER = re.compile(r"(\d{5,})(-.*)?")
 
 
 class RunFolderError(ValueError):
@@ -52,17 +57,153 @@ def claim_folder(directory: str | Path, config: Mapping[str, Any]) -> Path:
     return directory
 
 
-def _compare(path: Path, wanted: Mapping[str, Any]) -> None:
+def begin_run(outdir: str | Path, label: str, config: Mapping[str, Any]) -> Path:
+    """Make ``OUTDIR/00000-LABEL`` with the next free number and ``config.json`` in it.
+
+    Two processes that call this at the same time get two numbers.
+
+    Args:
+        outdir: created if need be.
+        label: characters other than letters, digits and ``._-`` become ``-``.
+        config: JSON data.
+
+    Raises:
+        RunFolderError: ``outdir`` is a file, or not to be written to.
+        OSError: the disk is full.
+    """
+    outdir = Path(outdir)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunFolderError(f"{path} is damaged; choose another folder or delete it") from None
-    difference = first_difference(found, wanted)
+        outdir.mkdir(parents=True, exist_ok=True)
+        claim = _claim_number(outdir)
+        write_json(claim / CONFIG, config)
+        return claim.rename(outdir / f"{claim.name}-{_cleaned(label)}")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise RunFolderError(f"no run folder can be made in {outdir}: {error.strerror}") from None
+
+
+def next_run(outdir: str | Path, label: str) -> Path:
+    """The folder that :func:`begin_run` would make now."""
+    return Path(outdir) / f"{_next_number(outdir)}-{_cleaned(label)}"
+
+
+def _cleaned(label: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", label).strip("-")
+
+
+def _next_number(outdir: str | Path) -> str:
+    return f"{1 + max((number for number, _ in numbered(outdir)), default=-1):05d}"
+
+
+def _claim_number(outdir: Path) -> Path:
+    """Make the folder ``OUTDIR/NUMBER`` of a number that no other folder there has."""
+    while True:
+        claim = outdir / _next_number(outdir)
+        try:
+            claim.mkdir()
+        except FileExistsError:  # made since we looked
+            continue
+        if sum(f"{number:05d}" == claim.name for number, _ in numbered(outdir)) == 1:
+            return claim
+        claim.rmdir()  # another process had it, and has given it its name since we looked
+
+
+def numbered(outdir: str | Path) -> list[tuple[int, Path]]:
+    """The folders in ``outdir`` whose names begin with a number of five digits, in order."""
+    outdir = Path(outdir)
+    if not outdir.is_dir():
+        return []
+    matches = ((_NUMBER.fullmatch(path.name), path) for path in outdir.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def unfinished_run(
+    outdir: str | Path, config: Mapping[str, Any], *, free: Collection[str] = ()
+) -> Path | None:
+    """The newest numbered folder of a run with this configuration that has not ended.
+
+    Args:
+        outdir: where runs are; need not exist.
+        config: JSON data.
+        free: settings that may differ; ``"run"`` stands for ``run.trackers`` and the like too.
+    """
+    for _, folder in reversed(numbered(outdir)):
+        named = "-" in folder.name  # else it is being made at this moment
+        if named and (folder / CONFIG).is_file() and not (folder / FINISHED).exists():
+            try:
+                found = _read(folder / CONFIG)
+            except RunFolderError:
+                continue
+            if not _unequal(found, config, free):
+                return folder
+    return None
+
+
+def check_run(folder: str | Path, config: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
+    """Check that a run may go on with this configuration.
+
+    Args:
+        folder: of the run.
+        config: JSON data.
+        free: settings that may differ, as for :func:`unfinished_run`.
+
+    Raises:
+        RunFolderError: it is no run's folder, or that of another configuration; all differing
+            settings are named.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise RunFolderError(f"{folder} is not the folder of a run: there is no {CONFIG} in it")
+    if unequal := _unequal(_read(path), config, free):
+        raise RunFolderError(
+            f"{folder} is the run of another configuration: {'; '.join(unequal)}. Give it the "
+            "settings it began with, or begin a new run with --resume never"
+        )
+
+
+@contextmanager
+def training_in(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from training in this folder during the ``with`` block.
+
+    Raises:
+        RunFolderError: one does already.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(Path(folder), alone=True))
+        except PairError:
+            raise RunFolderError(
+                f"another process is training in {folder}; wait for it, or begin another run with "
+                "--resume never"
+            ) from None
+        yield
+
+
+def _unequal(found: Any, config: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """How the configuration differs from the one found, where it may not."""
+    wanted = json.loads(json.dumps(config))
+    return [
+        said
+        for path, said in differences(found, wanted)
+        if not any(path == name or path.startswith(f"{name}.") for name in free)
+    ]
+
+
+def _compare(path: Path, wanted: Mapping[str, Any]) -> None:
+    difference = first_difference(_read(path), wanted)
     if difference:
         raise RunFolderError(
             f"{path.parent} is the folder of another configuration: {difference}; choose another "
             "folder with --output-dir, or delete it"
         )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunFolderError(f"{path} is damaged; choose another folder or delete it") from None
 
 
 def write_json(path: str | Path, data: Any) -> None:

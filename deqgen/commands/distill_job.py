@@ -1,0 +1,249 @@
+"""What ``deqgen distill`` does: everything is checked, a folder is claimed, then it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from deqgen.commands.distill_options import LookOptions, LossOptions, RunOptions, StudentOptions
+from deqgen.commands.distill_parts import build_loss, build_model, open_judges
+from deqgen.data import PairDataset
+from deqgen.models.protocol import GenerativeModel, parameter_count
+from deqgen.training import Distillation, Interrupted, TrainConfig, TrainingDiverged, train
+from deqgen.training.distributed import make_accelerator
+from deqgen.training.environment import add_session
+from deqgen.training.hooks import Hook
+from deqgen.training.looks import EvaluationOnTheWay, SampleGrid
+from deqgen.training.report import REPORT, write_report
+from deqgen.training.run_folder import (
+    CONFIG,
+    FINISHED,
+    begin_run,
+    check_run,
+    next_run,
+    training_in,
+    unfinished_run,
+    write_json,
+)
+from deqgen.training.run_log import LOG, RunLog
+from deqgen.training.same_run import MAY_CHANGE
+from deqgen.training.trackers import check_trackers
+
+MISTAKE = 2
+# Sections of the configuration, or parts of them, that do not decide what is trained.
+FREE = ("run", "look", "pairs.folder")
+
+
+@dataclass(frozen=True)
+class Job:
+    """All options of the command."""
+
+    pairs: str
+    student: StudentOptions
+    training: TrainConfig
+    loss: LossOptions
+    look: LookOptions
+    run: RunOptions
+
+    def configuration(self, pairs: PairDataset, model: GenerativeModel) -> dict[str, Any]:
+        """All that decides the run, and how it was asked for: JSON data."""
+        folder = pairs.directory
+        described = {
+            "pairs": {
+                "folder": str(folder.resolve() if isinstance(folder, Path) else folder),
+                "digest": pairs.manifest.digest,
+                "count": len(pairs),
+            },
+            "model": {"name": self.student.model, "config": model.config.to_dict()},
+            "loss": asdict(self.loss),
+            "training": asdict(self.training),
+            "look": asdict(self.look),
+            "run": asdict(self.run),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(described, default=str))  # paths as texts
+        return plain
+
+    @property
+    def label(self) -> str:
+        """What follows the number in the name of the run's folder."""
+        data = self.pairs.rstrip("/").rpartition("/")[2] or "pairs"
+        return "-".join(part for part in (self.student.model, data, self.run.desc) if part)
+
+    def earlier(self, config: dict[str, Any]) -> Path | None:
+        """The folder of the run to go on with; None to begin a new one.
+
+        Raises:
+            RunFolderError: the folder that was named is of another configuration, or of no run.
+        """
+        if self.run.resume == "never":
+            return None
+        if self.run.resume == "auto":
+            return unfinished_run(self.run.outdir, config, free=FREE)
+        changeable = MAY_CHANGE - ({"images"} if self.training.decay == "cosine" else set())
+        folder = Path(self.run.resume)
+        check_run(folder, config, free=(*FREE, *(f"training.{name}" for name in changeable)))
+        return folder
+
+
+def carry_out(job: Job) -> None:
+    """Run the command; see :func:`deqgen.commands.distill.distill`."""
+    check_trackers(job.run.trackers)
+    pairs = PairDataset(job.pairs)
+    model = build_model(job.student, pairs, job.training.seed)
+    criterion = build_loss(job.loss, pairs)
+    if job.run.device == "cpu" and torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # which accelerate alone reads
+    accelerator = make_accelerator(job.training)  # joins the other processes
+    try:
+        job.training.parts(accelerator.num_processes)  # refuses a batch that cannot be shared
+        objective = Distillation(
+            pairs,
+            loss=criterion.to(accelerator.device),
+            conditional=bool(model.config.num_classes),
+            device=accelerator.device,
+        )
+        _Session(job, objective, model.to(accelerator.device), accelerator).run()
+    finally:
+        accelerator.end_training()
+
+
+class _Session:
+    """The part of a run that this command takes it through."""
+
+    def __init__(
+        self, job: Job, objective: Distillation, model: GenerativeModel, accelerator: Accelerator
+    ) -> None:
+        self.job, self.objective, self.model = job, objective, model
+        self.accelerator = accelerator
+        self.config = job.configuration(objective.pairs, model)
+        self.first = accelerator.is_main_process
+        look, shape = job.look, objective.pairs.image_shape
+        self.judges = open_judges(look, shape, accelerator.device) if look.evaluate_images else None
+
+    def run(self) -> None:
+        """Show what would happen, or train."""
+        if self.job.run.dry_run:
+            self._agreed(self._show)
+            return
+        with ExitStack() as stack:
+            name, begun = self._agreed(lambda: self._claim(stack))
+            folder = Path(name)
+            if self.job.run.trackers:  # they need to know the folder
+                self.accelerator = make_accelerator(
+                    self.job.training, trackers=self.job.run.trackers, directory=folder
+                )
+                stack.callback(self.accelerator.end_training)
+            log = stack.enter_context(RunLog(folder / LOG if self.first else None))
+            log.say(f"{folder}: {'goes on' if begun else 'begins'}. {self._described()}")
+            self._train(folder, log)
+
+    def _show(self) -> None:
+        earlier = self.job.earlier(self.config)
+        print(json.dumps(self.config, indent=2))
+        new = next_run(self.job.run.outdir, self.job.label)
+        print(f"Would go on with {earlier}." if earlier else f"Would begin {new}.")
+        print(self._described())
+
+    def _described(self) -> str:
+        """The work, in a sentence."""
+        training, processes = self.job.training, self.accelerator.num_processes
+        batch = training.batch_size
+        return (
+            f"{self.job.student.model}, {parameter_count(self.model):,} parameters, learns from "
+            f"{len(self.objective):,} pairs: {training.images:,} images, {batch} a step in parts "
+            f"of {batch // training.parts(processes)}, by {processes} "
+            f"{'process' if processes == 1 else 'processes'} on {self.accelerator.device.type}."
+        )
+
+    def _claim(self, stack: ExitStack) -> tuple[str, bool]:
+        """Make or find the folder, and keep others out of it; in the first process.
+
+        Returns:
+            The folder, and whether it was there.
+        """
+        earlier = self.job.earlier(self.config)
+        folder = earlier or begin_run(self.job.run.outdir, self.job.label, self.config)
+        stack.enter_context(training_in(folder))
+        write_json(folder / CONFIG, self.config)  # what may change may have changed
+        (folder / FINISHED).unlink(missing_ok=True)  # of a run that is to be made longer
+        processes = self.accelerator.num_processes
+        add_session(folder, device=self.accelerator.device, processes=processes)
+        return str(folder), earlier is not None
+
+    def _hooks(self, log: RunLog) -> list[Hook]:
+        look = self.job.look
+        hooks = [Hook(look.sample_images, SampleGrid())] if look.sample_images else []
+        if self.judges:
+            name, count = self.job.student.model, look.evaluate_count
+            hooks.append(
+                Hook(look.evaluate_images, EvaluationOnTheWay(name, count, *self.judges, log))
+            )
+        return hooks
+
+    def _train(self, folder: Path, log: RunLog) -> None:
+        try:
+            result = train(
+                self.model,
+                self.objective,
+                self.job.training,
+                folder,
+                accelerator=self.accelerator,
+                hooks=self._hooks(log),
+                title=self.job.student.model,
+            )
+        except TrainingDiverged:
+            if self.first:
+                write_report(folder)
+            raise
+        except Interrupted as stop:
+            return self._stop(folder, stop, log)
+        if self.first:
+            numbers = {"images": result.images, "loss": result.loss, "seconds": result.seconds}
+            write_json(folder / FINISHED, numbers)
+            write_report(folder)
+        log.say(
+            f"{folder}: finished after {result.images:,} images, loss {result.loss:.4g}. The "
+            f"student is checkpoints/latest/ema.safetensors there; {REPORT} shows the run. Next: "
+            f"deqgen sample {folder} --out samples/"
+        )
+
+    def _stop(self, folder: Path, stop: Interrupted, log: RunLog) -> None:
+        """End well after SIGTERM, with which schedulers ask for it, and as interrupted by Ctrl-C.
+
+        Raises:
+            Interrupted: Ctrl-C.
+        """
+        again = f"--resume {folder}" if self.job.run.resume == "never" else "the same command"
+        said = f"{stop}; {again} goes on."
+        if self.first:
+            write_report(folder)
+        if stop.signal == signal.SIGTERM:
+            return log.say(said)
+        if not self.first:  # which says so
+            raise SystemExit(stop.exit_code)
+        raise Interrupted(said, stop.signal) from None
+
+    def _agreed(self, action: Callable[[], Any]) -> Any:
+        """Let the first process act, and tell the others its result or that they are to end."""
+        outcome: list[Any] = [None, True]
+        try:
+            if self.first:
+                outcome = [action(), True]
+        except BaseException:
+            outcome = [None, False]
+            raise
+        finally:
+            broadcast_object_list(outcome)
+        if not outcome[1]:  # the first process says why
+            raise SystemExit(MISTAKE)
+        return outcome[0]
