@@ -110,7 +110,7 @@ def test_ctrl_c_in_training_then_the_same_command_ends_in_the_same_student(
     folder = tmp_path / "run"
     options = ("--preset", "smoke", "--output-dir", folder)
     child = start(EXAMPLE, *options)
-    while not (folder / "get" / "checkpoint.pt").exists() and child.poll() is None:
+    while not (folder / "get" / "checkpoints" / "latest").exists() and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
