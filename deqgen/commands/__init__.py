@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from deqgen.commands import data, pairs
 from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.sample import sample
 from deqgen.commands.teachers import convert_edm
 
 Command = Callable[..., None]
@@ -39,4 +40,5 @@ COMMANDS: Mapping[str, Command | Group] = {
     "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),
     "list": list_names,
     "pairs": Group("Make, check, merge and import noise/image pairs.", pairs.COMMANDS),
+    "sample": sample,
 }
