@@ -10,6 +10,7 @@ The classifier is our own small one, shipped in ``deqgen/assets``: **no number h
 from deqgen.evaluation.classifier import CIFAR10_CLASSES, CifarClassifier, load_classifier
 from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.evaluation.evaluator import Report, evaluate, make_reference
+from deqgen.evaluation.features import FeatureNetwork, load_features
 from deqgen.evaluation.frechet import (
     FeatureMoments,
     Reference,
@@ -32,6 +33,7 @@ __all__ = [
     "CifarClassifier",
     "EvaluationInputError",
     "FeatureMoments",
+    "FeatureNetwork",
     "Reference",
     "Report",
     "archive_reference",
@@ -43,6 +45,7 @@ __all__ = [
     "inception_style_score",
     "load_archive_reference",
     "load_classifier",
+    "load_features",
     "load_reference",
     "load_statistics",
     "make_reference",
