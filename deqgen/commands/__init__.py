@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deqgen.commands import data, pairs
+from deqgen.commands.evaluate import evaluate
 from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.sample import sample
 from deqgen.commands.teachers import convert_edm
 
 Command = Callable[..., None]
@@ -37,6 +39,8 @@ COMMANDS: Mapping[str, Command | Group] = {
     "convert-edm": convert_edm,
     "convert-get": convert_get,
     "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),
+    "evaluate": evaluate,
     "list": list_names,
     "pairs": Group("Make, check, merge and import noise/image pairs.", pairs.COMMANDS),
+    "sample": sample,
 }

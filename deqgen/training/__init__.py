@@ -29,6 +29,7 @@ from deqgen.training.interrupt import Interrupted
 from deqgen.training.jacobian import jacobian_penalty
 from deqgen.training.losses import TrajectoryLoss
 from deqgen.training.objective import Objective
+from deqgen.training.perceptual import PerceptualDistance
 from deqgen.training.stats import read_stats
 from deqgen.training.trainer import TrainResult, train
 
@@ -44,6 +45,7 @@ __all__ = [
     "Loaded",
     "Moment",
     "Objective",
+    "PerceptualDistance",
     "TrainConfig",
     "TrainResult",
     "TrainingDiverged",
