@@ -211,7 +211,7 @@ def assert_one_sentence(done: Done, message: str) -> None:
         (("--model", "ViT-N/4"), "must be an equilibrium model"),
         (("--pairs", "1"), "--pairs must be at least 2"),
         (("--images", "0"), "--images must be at least 1"),
-        (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
     ],
 )
 def test_bad_input_is_one_sentence(
