@@ -2,26 +2,29 @@
 
 Both drive the same blocks with the same weights on the same noise, six iterations, all decoded and
 supervised; a training step is forward, backward and AdamW. "Saving" keeps one state an iteration:
-our `Unrolled(checkpoint=True)`, torchdeq's `mem_gc`. The rate is the work of our step (3 times the
-forward FLOPs, those of the recomputation not counted) over its time, in per cent of what a product
-of two square matrices of the same dtype reaches in the same run.
+our `Unrolled(checkpoint=True)`, torchdeq's `mem_gc`. The ratio is the median over the rounds of
+that of two neighbouring runs, which a slow moment of the machine meets alike. The rate is the work
+of our step (3 times the forward FLOPs, those of the recomputation not counted) over its time, in
+per cent of what a product of two square matrices of the same dtype reaches in the same run.
 
 Letters: B samples, L tokens, D width, K supervised states.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import truediv
 from typing import Any
 
 import torch
 import torchdeq
 from report import table
-from timing import interleaved
+from timing import each_round
 from torch import Tensor, nn
 from torchdeq.utils import mem_gc
 
@@ -146,10 +149,11 @@ def speeds(rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
         work = 2.0 * batch * model_multiply_adds(name)
         for half in (False, True):
             torch.compiler.reset()
-            times = interleaved(Case(model, noise, half, compiled).programs(), rounds, seconds=180)
+            times = each_round(Case(model, noise, half, compiled).programs(), rounds, seconds=180)
             rate = matrix_rate(half)
             for what in ("training", "training, saving", "inference"):
-                theirs, ours = times[f"{what}/torchdeq"], times[f"{what}/deqgen"]
+                rounds_of = times[f"{what}/torchdeq"], times[f"{what}/deqgen"]
+                theirs, ours = map(statistics.median, rounds_of)
                 flops = work if what == "inference" else 3 * work
                 rows.append(
                     {
@@ -159,7 +163,7 @@ def speeds(rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
                         "what": what,
                         "torchdeq, s": theirs,
                         "deqgen, s": ours,
-                        "ratio": theirs / ours,
+                        "ratio": statistics.median(map(truediv, *rounds_of)),
                         "deqgen, % of matrix rate": 100 * flops / ours / rate,
                         "torchdeq, %": 100 * flops / theirs / rate,
                     }

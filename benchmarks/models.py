@@ -3,6 +3,10 @@
     python benchmarks/models.py --rounds 3 --parts eager     # twenty minutes on one thread
     python benchmarks/models.py --rounds 3                   # more than an hour: it compiles, too
 
+With glibc, begin the line with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184: the process
+then keeps the memory that it was given. Else each large tensor is mapped anew, page by page, which
+takes up to a fifth of a step and a different share each time.
+
 Parts: ``eager``, and ``compiled`` (the same under torch.compile, which takes minutes to compile).
 The tables are printed, and written as Markdown beside a JSON file. Ratios above 1 favour us.
 """

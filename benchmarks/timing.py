@@ -11,6 +11,14 @@ from collections.abc import Callable, Mapping
 def interleaved(
     programs: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 20.0
 ) -> dict[str, float]:
+    """The median time of each program, in seconds; see :func:`each_round`."""
+    taken = each_round(programs, rounds, seconds)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def each_round(
+    programs: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 20.0
+) -> dict[str, list[float]]:
     """Run all programs in turn, after one round to warm up.
 
     Args:
@@ -19,7 +27,7 @@ def interleaved(
         seconds: no new round, beyond the third, once so much time has passed.
 
     Returns:
-        The median time of each program, in seconds.
+        The times of each program, in seconds, one a round.
     """
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for program in programs.values():
@@ -37,4 +45,4 @@ def interleaved(
                 taken[name].append(time.perf_counter() - start)
     finally:
         gc.enable()
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return taken

@@ -1,12 +1,19 @@
-"""Files that are whole: a kill, a full disk or a power cut leaves the old one or the new one."""
+"""Files and folders that are whole: a kill, a full disk or a power cut leaves the old or the new.
+
+What is being written has a hidden name beside the final one, ``.NAME.0123abcd.tmp``; so has a
+folder that is being deleted. Whoever looks for NAME sees all of it or nothing.
+"""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -16,7 +23,8 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
 
     The new content is flushed to the disk before the rename and the rename after it. If the block
     or the disk fails, ``path`` is what it was and nothing is left beside it; only a killed process
-    leaves its partial file, for :func:`tidy`. Several processes may replace the same file.
+    leaves its partial file, for :func:`tidy`. Several processes may replace the same file. The
+    file may be read by whom the umask lets read, whatever the block created it with.
 
     Args:
         path: the file to appear; its folder exists.
@@ -29,14 +37,66 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         OSError: the disk is full or not writable.
         FileExistsError: there is one already, and ``new`` was asked for.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    partial = _beside(path)
+    mode = _usual_mode(partial)
     try:
         yield partial
+        partial.chmod(mode)  # safetensors would keep its files from everyone but the owner
         _flush(partial)
         if not (new and _link(partial, path)):
             partial.replace(path)
         _flush(path.parent)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path`` to fill; at the end of the block it appears as ``path``.
+
+    As :func:`replacing` does with a file: all that is in it is flushed, then it is renamed.
+
+    Args:
+        path: the folder to appear; its parent exists.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left.
+        FileExistsError: something is there already; it is left alone.
+    """
+    partial = _beside(path)
+    partial.mkdir()
+    try:
+        yield partial
+        for inner in (*partial.rglob("*"), partial):
+            _flush(inner)
+        _take_place(partial, path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, which is gone under its name before the first file of it is.
+
+    Raises:
+        OSError: the disk is not writable; the folder is untouched.
+    """
+    hidden = _beside(folder)
+    folder.rename(hidden)
+    _flush(folder.parent)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def point(link: Path, target: str) -> None:
+    """Make ``link`` a symbolic link to ``target``, old or new at every moment.
+
+    A convenience for people: on a system without such links there is none.
+    """
+    partial = _beside(link)
+    with suppress(OSError, NotImplementedError):
+        partial.symlink_to(target, target_is_directory=True)
+        partial.replace(link)
+    with suppress(OSError):
         partial.unlink(missing_ok=True)
 
 
@@ -47,10 +107,53 @@ def write_text(path: Path, text: str) -> None:
 
 
 def tidy(*paths: Path) -> None:
-    """Remove the partial copies of these files that killed processes left."""
+    """Remove what killed processes left that were writing or deleting one of these."""
     for path in paths:
-        for partial in path.parent.glob(f".{path.name}.*.tmp"):
+        _remove(path.parent, glob.escape(path.name))
+
+
+def tidy_folder(folder: Path) -> None:
+    """:func:`tidy` for whatever is, or was to be, in a folder that has one writer."""
+    _remove(folder, "*")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _remove(folder: Path, name: str) -> None:
+    for partial in folder.glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
             partial.unlink(missing_ok=True)
+
+
+def _usual_mode(path: Path) -> int:
+    """The mode of a file that is simply opened here; asking for the umask would set it."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    path.unlink()
+    return mode
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    """Rename a folder to a name that is free, or an empty folder's."""
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, "it is there already", str(path)) from None
+        raise
 
 
 def _link(partial: Path, path: Path) -> bool:

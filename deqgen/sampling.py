@@ -5,7 +5,8 @@ Letters: N seeds, B samples of a batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -30,7 +31,23 @@ class ModelConfig(Protocol):
     def num_classes(self) -> int | None: ...
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Batch:
+    """Images of some seeds, and what they cost.
+
+    Attributes:
+        seeds: B of them.
+        images: in about [-1, 1], ``(B, C, H, W)`` float32 on the CPU.
+        evaluations: ``(B,)`` int64 on the CPU, evaluations of the equilibrium's cell that each
+            sample took: one a step, and the first. Those that Newton-Krylov or a line search makes
+            within a step come on top. None for a model without an equilibrium.
+    """
+
+    seeds: Sequence[int]
+    images: Tensor
+    evaluations: Tensor | None
+
+
 def generate(
     model: nn.Module,
     seeds: Iterable[int] | Tensor,
@@ -66,38 +83,110 @@ def generate(
 
     Raises:
         ValueError: a seed or label out of range, a wrong number of labels, labels for an
-        unconditional
-            model or none for a conditional one, or ``batch_size`` below 1.
+            unconditional model or none for a conditional one, or ``batch_size`` below 1.
+    """
+    seeds = [int(seed) for seed in seeds]
+    batches = generate_batches(
+        model,
+        seeds,
+        labels,
+        batch_size=batch_size,
+        max_steps=max_steps,
+        tol=tol,
+        solver=solver,
+        device=device,
+    )
+    config = cast(ModelConfig, model.config)
+    images = [torch.empty((0, config.channels, config.image_size, config.image_size))]
+    with tqdm(total=len(seeds), unit="image", disable=not progress, desc="generate") as bar:
+        for batch in batches:
+            images.append(batch.images)  # (B, C, H, W)
+            bar.update(len(batch.images))
+    return torch.cat(images)  # (N, C, H, W)
+
+
+def generate_batches(
+    model: nn.Module,
+    seeds: Iterable[int] | Tensor,
+    labels: int | Sequence[int] | Tensor | None = None,
+    *,
+    batch_size: int = 64,
+    least: int = 1,
+    max_steps: int | None = None,
+    tol: Stopping = "model",
+    solver: str | Solver[Any] | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[Batch]:
+    """:func:`generate`, batch by batch: no more than one batch of images is held.
+
+    The model is in evaluation mode from the first batch on until the iterator ends or is closed.
+
+    Args:
+        model, seeds, labels, batch_size, max_steps, tol, solver, device: as for :func:`generate`.
+        least: samples that the model is given at least; a smaller batch is filled up with copies
+            of its first sample, whose images are dropped. Kernels may be others for one sample than
+            for many, and so the last digit of an image.
+
+    Returns:
+        An iterator over the batches, in the order of the seeds.
+
+    Raises:
+        ValueError: as :func:`generate`, before the first batch; a seed out of range in its batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     config = cast(ModelConfig, model.config)
     seeds = [int(seed) for seed in seeds]
     classes = _labels(labels, len(seeds), config.num_classes or 0)  # (N,) or None
-    shape = (config.channels, config.image_size, config.image_size)
     if device is not None:
         model.to(device)
     place = next((p.device for p in model.parameters()), torch.device(device or "cpu"))
     # Only what was asked for, so that a model of one's own need not know all of them.
     options = {"max_steps": (max_steps, None), "tol": (tol, "model"), "solver": (solver, None)}
     asked = {name: value for name, (value, default) in options.items() if value != default}
-    images = [torch.empty((0, *shape))]
+    starts = range(0, len(seeds), batch_size)
+    parts = [slice(start, start + batch_size) for start in starts]
+    chosen = ((seeds[part], None if classes is None else classes[part]) for part in parts)
+    return _evaluating(model, (_run(model, place, *each, asked, least) for each in chosen))
+
+
+def _evaluating(model: nn.Module, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of a model that is in evaluation mode meanwhile, each of its parts."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with tqdm(total=len(seeds), unit="image", disable=not progress, desc="generate") as bar:
-            for start in range(0, len(seeds), batch_size):
-                chosen = slice(start, start + batch_size)
-                generators = generators_for(seeds[chosen])
-                noise = noise_for(generators, shape).to(place)  # (B, C, H, W)
-                label = None if classes is None else classes[chosen].to(place)  # (B,)
-                output = model(noise, label, generator=generators, **asked)
-                images.append(output.image.float().cpu())  # (B, C, H, W)
-                bar.update(len(noise))
+        yield from batches
     finally:
         for module, mode in modes:
             module.training = mode
-    return torch.cat(images)  # (N, C, H, W)
+
+
+@torch.no_grad()
+def _run(
+    model: nn.Module,
+    place: torch.device,
+    seeds: list[int],
+    label: Tensor | None,
+    asked: dict[str, Any],
+    least: int,
+) -> Batch:
+    config = cast(ModelConfig, model.config)
+    rows = [*range(len(seeds)), *[0] * (least - len(seeds))]  # B of them or more
+    generators = generators_for(seeds[row] for row in rows)
+    shape = (config.channels, config.image_size, config.image_size)
+    noise = noise_for(generators, shape).to(place)  # (B, C, H, W)
+    label = None if label is None else label[rows].to(place)  # (B,)
+    output = model(noise, label, generator=generators, **asked)
+    images = output.image.float().cpu()  # (B, C, H, W)
+    return Batch(seeds, images[: len(seeds)], _evaluations(output, len(seeds)))
+
+
+def _evaluations(output: Any, count: int) -> Tensor | None:
+    solution = None if output.equilibrium is None else output.equilibrium.solution
+    if solution is None:
+        return None
+    steps: Tensor = solution.steps[:count].cpu()  # (B,)
+    return steps if solution.residual is None else steps + 1
 
 
 def _labels(

@@ -15,6 +15,7 @@ from torch import Tensor
 from deqgen import create_model, list_models
 from deqgen.data import PairDataset
 from deqgen.models.cost import model_multiply_adds
+from deqgen.processes import pick_device
 from deqgen.teachers import Teacher
 from deqgen.teachers.names import unknown
 
@@ -161,18 +162,6 @@ def makes_latents(teacher: Teacher) -> bool:
     """
     config = teacher.describe()["denoiser"].get("config") or {}
     return teacher.image_shape[0] != 3 or config.get("scaling_factor") is not None
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}") from None
-    return device
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -11,32 +11,38 @@ from distill_job import Job
 from torch import Tensor
 
 from deqgen.evaluation.pictures import save_curves, save_rows
-from deqgen.training import TrajectoryLoss
-from deqgen.training.log import read_log
+from deqgen.training import TrajectoryLoss, read_stats
 
 COLUMNS = 16  # of samples.png
 
 
 def write_log(directory: Path, names: Mapping[str, int]) -> None:
-    """Join the models' loss logs, as far as they go, in log.csv and draw them in loss.png.
+    """Join the models' statistics, as far as they go, in log.csv and draw them in loss.png.
 
     Args:
-        directory: holds a folder with a log for each model.
+        directory: holds a folder with statistics for each model.
         names: name to number of supervised images. A loss is the weighted sum over them; divided by
             the sum of the weights it is a mean distance, and two models compare.
     """
-    logs = {name: read_log(directory / name.lower() / "log.csv") for name in names}
+    logs = {name: read_stats(directory / name.lower() / "stats.jsonl") for name in names}
     weights = {name: TrajectoryLoss().total_weight(count) for name, count in names.items()}
     with (directory / "log.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "images", "loss", "mean_l1", "learning_rate", "seconds"])
         for name, rows in logs.items():
             writer.writerows(
-                [name, r.images, r.loss, r.loss / weights[name], r.learning_rate, r.seconds]
+                [
+                    name,
+                    r["images"],
+                    r["loss"],
+                    r["loss"] / weights[name],
+                    r["learning_rate"],
+                    r["seconds"],
+                ]
                 for r in rows
             )
     curves = {
-        name: ([row.images for row in rows], [row.loss / weights[name] for row in rows])
+        name: ([row["images"] for row in rows], [row["loss"] / weights[name] for row in rows])
         for name, rows in logs.items()
     }
     save_curves(curves, directory / "loss.png", ylabel="mean L1 distance over supervised states")

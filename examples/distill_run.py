@@ -24,7 +24,7 @@ from deqgen.models import save_model
 from deqgen.models.cost import model_multiply_adds, multiply_adds
 from deqgen.models.protocol import GenerativeModel, parameter_count
 from deqgen.teachers import Teacher
-from deqgen.training import CheckpointError, Distillation, TrainingDiverged, train
+from deqgen.training import CheckpointError, Distillation, Interrupted, TrainingDiverged, train
 from deqgen.training.run_folder import Stopwatch, claim_folder, write_json
 
 METRICS = "metrics.json"
@@ -200,6 +200,9 @@ def main(task: Task, options: Options) -> None:
         finished = job.directory / METRICS
         metrics = json.loads(finished.read_text()) if finished.is_file() else run(job)
         print_table(metrics, job)
+    except Interrupted as stop:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)

@@ -5,7 +5,7 @@
 With --model GET-N/4, DEQ-UNet-T or another name of these families, the diffusion model is itself an
 equilibrium: every denoising solves for a fixed point.
 
-It writes checkpoint.pt and log.csv as it goes and teacher.safetensors at the end; load that with
+It writes checkpoints and stats.jsonl as it goes and teacher.safetensors at the end; load that with
 ``load_teacher("runs/teacher/teacher.safetensors")``. Two cores with fast bfloat16 see some 200
 images a second of the UNet. Interrupt it whenever you like: the same command continues, and a
 larger --images lengthens a finished run. ``examples/measure_teacher.py`` chooses the guidance.
@@ -29,7 +29,7 @@ from deqgen.teachers import Guidance, Sampler, load_teacher, save_teacher
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.teacher import describe_denoiser
 from deqgen.teachers.unet import UNet, UNetConfig
-from deqgen.training import Denoising, TrainConfig, train
+from deqgen.training import Denoising, Interrupted, TrainConfig, train
 from deqgen.training.run_folder import claim_folder
 
 
@@ -42,7 +42,7 @@ class Options:
     model: str = "UNet"
     """UNet, the network of the embedded teacher, or a GET or DEQ-UNet, such as DEQ-UNet-T."""
     output_dir: Path = Path("runs/teacher")
-    """Where checkpoint, log and teacher go."""
+    """Where checkpoints, statistics and teacher go."""
     images: int = 4_000_000
     """Length of the run, in images; 50,000 are one pass over CIFAR-10."""
     batch_size: int = 128
@@ -162,6 +162,9 @@ if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
     try:
         main(options)
+    except Interrupted as stop:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         sys.exit(130)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from deqgen.commands import data, pairs
 from deqgen.commands.distill import distill
+from deqgen.commands.evaluate import evaluate
 from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.sample import sample
 from deqgen.commands.teachers import convert_edm
 
 Command = Callable[..., None]
@@ -39,6 +41,8 @@ COMMANDS: Mapping[str, Command | Group] = {
     "convert-get": convert_get,
     "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),
     "distill": distill,
+    "evaluate": evaluate,
     "list": list_names,
     "pairs": Group("Make, check, merge and import noise/image pairs.", pairs.COMMANDS),
+    "sample": sample,
 }

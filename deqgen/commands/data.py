@@ -62,28 +62,38 @@ def folder(src: Source, out: Archive, /, size: int) -> None:
 
 
 def stats(
-    src: Annotated[Path, arg(metavar="ZIP")], out: Annotated[Path, arg(metavar="OUT.npz")], /
+    src: Annotated[Path, arg(metavar="ZIP")],
+    out: Annotated[Path, arg(metavar="OUT.npz")],
+    /,
+    features: str = "cifar10",
 ) -> None:
     """Write the mean and covariance of an archive's features, in EDM's format (mu, sigma).
 
-    The features are those of the CIFAR-10 classifier that ships with deqgen, not Inception's, so a
-    distance to them is no FID. The classifier sees 32x32 pixels: images of a multiple of that size
-    are averaged down first, and images of any other size are refused.
+    By default the features are those of the CIFAR-10 classifier that ships with deqgen, not
+    Inception's, so a distance to them is no FID. The classifier sees 32x32 pixels: images of a
+    multiple of that size are averaged down first, and images of any other size are refused.
 
     Args:
         src: An EDM-style image archive.
         out: The file to write.
+        features: The network that looks at the images: a name, a file or a URL, as for deqgen
+            evaluate.
     """
+    from deqgen.evaluation import load_features
     from deqgen.evaluation.statistics import archive_reference, save_statistics
+    from deqgen.processes import pick_device
 
     if out.suffix != ".npz":  # known before the long part
         raise ValueError(f"statistics are a .npz file, got {str(out)!r}")
-    reference = archive_reference(src, progress=True)
+    network = load_features(features, device=pick_device())
+    reference = archive_reference(src, classifier=network, progress=True)
     save_statistics(reference, out)
-    print(
-        f"{out}: mu and sigma of {len(reference.mean)} features of the CIFAR-10 classifier that "
-        f"ships with deqgen (not Inception's); {reference.name}."
+    whose = (
+        "the CIFAR-10 classifier that ships with deqgen (not Inception's)"
+        if features == "cifar10"
+        else f"the {network.name} network"
     )
+    print(f"{out}: mu and sigma of {len(reference.mean)} features of {whose}; {reference.name}.")
 
 
 def _write_folder(src: Path, out: Path, size: int, *, classes: bool) -> None:

@@ -44,9 +44,10 @@ def make(
         compile: Compile the teacher's network; the first batch then takes longer.
     """
     from deqgen.data import write_pairs
+    from deqgen.processes import pick_device
     from deqgen.teachers import load_teacher
 
-    loaded = load_teacher(teacher, device=_device(device), precision=precision, compile=compile)
+    loaded = load_teacher(teacher, device=pick_device(device), precision=precision, compile=compile)
     if image_dtype == "uint8" and loaded.image_shape[0] not in (1, 3):
         raise ValueError(
             f"teacher {loaded.name!r} gives {loaded.image_shape[0]} channels, which looks like "
@@ -132,26 +133,6 @@ def import_get(
     from deqgen.data.official import import_get as bring_in
 
     _say(out, bring_in(directory, out, nfe=nfe, image_dtype=image_dtype, progress=True))
-
-
-def _device(name: str) -> str:
-    """A device that is there; "auto": this process's own GPU (torchrun numbers them), else the CPU.
-
-    Raises:
-        ValueError: this machine or this build of torch has no such device.
-    """
-    import os
-
-    import torch
-
-    if name == "auto":
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except Exception as error:  # an AssertionError, RuntimeError or AcceleratorError
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(f"device {name!r} cannot be used here: {reason}; 'cpu' can.") from None
-    return name
 
 
 def _say(out: str, manifest: Manifest) -> None:

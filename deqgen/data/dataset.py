@@ -178,7 +178,7 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: a worker process opens its own instead of being sent the data."""
-        own = ("_shards", "_addresses", "_span", "_lock")
+        own = ("_shards", "_origins", "_span", "_lock")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -189,8 +189,8 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
         """Have no shard mapped."""
         shards = len(self.manifest.shards)
         self._shards: list[dict[str, Array] | None] = [None] * shards
-        # Of the T tensors in each shard, (T, shards); 0 while a shard is not mapped.
-        self._addresses = np.zeros((len(self.manifest.tensors), shards), dtype=np.int64)
+        # Where pair 0 would lie if a shard's T tensors reached back to it; 0 while not mapped.
+        self._origins = np.zeros((len(self.manifest.tensors), shards), dtype=np.int64)
         self._span: tuple[int, int] | None = None  # from the lowest map to the end of the highest
         self._lock = Lock()
 
@@ -242,23 +242,24 @@ class PairDataset(torch.utils.data.Dataset[Batch]):
                 ends = [array.ctypes.data + array.nbytes for array in opened.values()]  # (T,)
                 low, high = self._span or (begins[0], ends[0])
                 self._span = min(low, *begins), max(high, *ends)
-                self._addresses[:, index] = begins
+                self._origins[:, index] = begins - self._sizes * self._starts[index]
                 self._shards[index] = opened  # last: other threads take it as the word to read
         return opened
 
     def _gather(self, wanted: Array) -> dict[str, Array]:
-        """Stored rows in the order asked for."""
+        """Stored rows in the order asked for, in few steps: they are a tenth of the time."""
         owner = self._starts.searchsorted(wanted, side="right") - 1  # (B,)
         if None in self._shards:
             for index in np.unique(owner):
                 self._shard(index)
-        rows = wanted - self._starts[owner]  # (B,)
-        places = self._addresses[:, owner] + self._sizes[:, None] * rows  # (T, B)
         span = self._span or (0, 1)  # none is open: no row was asked for
+        places = self._origins.take(owner, axis=1)  # (T, B)
+        places += self._sizes[:, None] * wanted  # (T, B)
+        places -= span[0]
         out = {}
         for (name, row), size, place in zip(
             self.manifest.tensors.items(), self._sizes.tolist(), places, strict=True
         ):
-            found = gather(place, size, span).view(DTYPES[row["dtype"]])
+            found = gather(place, DTYPES[row["dtype"]], size, span)
             out[name] = found.reshape(len(wanted), *row["shape"])
         return out

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deqgen.atomic import replacing, tidy
+from deqgen.atomic import file_sha256, replacing, tidy
 from deqgen.data.held import held
 from deqgen.data.manifest import (
     MANIFEST,
@@ -33,7 +33,7 @@ from deqgen.data.manifest import (
     write_atomically,
 )
 from deqgen.data.remote import is_remote
-from deqgen.data.shards import shard_file, shard_parts, shard_sha256
+from deqgen.data.shards import shard_file, shard_parts
 
 
 class PairFolder:
@@ -139,7 +139,7 @@ class PairFolder:
             if (
                 self._read_record(index) != record
                 and path.is_file()
-                and shard_sha256(path) == record.sha256
+                and file_sha256(path) == record.sha256
             ):
                 write_atomically(self._record_path(index), [record.to_bytes()])
         if not all(self.has(index) for index in range(len(self.counts))):

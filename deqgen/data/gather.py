@@ -3,8 +3,8 @@
 A batch of 256 random pairs of a million visits some 160 shards. Indexed map by map, it costs a
 hundred times what it copies. So numpy is given one view that begins at every byte between the
 lowest of the maps and the end of the highest, of which only the rows asked for are ever touched; a
-row is then found by its address. Who calls vouches that each row lies in a map that is open; one
-outside that span is refused by numpy. 64-bit systems only.
+row is then found by its address. Who calls vouches that each row lies in a map that is open.
+64-bit systems only.
 
 Letters: B rows, K chunks of a row.
 """
@@ -25,29 +25,28 @@ LARGEST = 2**62  # bytes of an array that numpy takes, chunks that overlap count
 CHUNK = 2**30  # bytes of an item that numpy takes
 
 
-def gather(addresses: Array, size: int, span: tuple[int, int]) -> Array:
+def gather(places: Array, dtype: npt.DTypeLike, size: int, span: tuple[int, int]) -> Array:
     """Copy rows of memory.
 
     Args:
-        addresses: of the first byte of each row, ``(B,)`` int64.
-        size: bytes of a row, at least 1.
+        places: of the first byte of each row, counted from the beginning of the span; ``(B,)``
+            int64, none negative, which numpy would count from the end.
+        dtype: of the numbers in a row.
+        size: bytes of a row, at least 1, and a multiple of the dtype's.
         span: addresses between which all rows lie, from the first byte to one past the last.
 
     Returns:
-        ``(B, size)`` uint8.
+        The numbers of all rows, one after another, ``(B * size / itemsize,)``.
 
     Raises:
-        IndexError: a row that begins or ends outside the span.
+        IndexError: a row that ends beyond the span.
     """
-    if not len(addresses):
-        return np.empty((0, size), dtype=np.uint8)
+    if not len(places):
+        return np.empty(0, dtype)
     between, offsets = _view(size, *span)
-    places = addresses - span[0]  # (B,)
-    if places.min() < 0:
-        raise IndexError(f"a row at {addresses.min()} lies before {span[0]}")
     if len(offsets) > 1:
         places = (places[:, None] + offsets).reshape(-1)  # (B K,)
-    found: Array = between[places].view(np.uint8).reshape(len(addresses), size)
+    found: Array = between[places].view(dtype)
     return found
 
 

@@ -6,7 +6,6 @@ Letters: B samples, C channels, H height, W width.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from deqgen.data.images import to_uint8
 from deqgen.data.manifest import Manifest, PairError
 from deqgen.data.noise import generators_for, noise_for, pair_seeds
 from deqgen.data.shards import TORCH_DTYPES
+from deqgen.processes import place
 from deqgen.teachers.names import unknown
 
 IMAGE_DTYPES = {"uint8": "U8", "float16": "F16", "float32": "F32"}
@@ -81,7 +81,7 @@ def write_pairs(
             generator right after its noise (EDM's order). ``"none"`` without classes.
         rank: this process; it owns the shards whose index is ``rank`` modulo ``world``.
         world: processes that write to this folder. Without either, ``RANK`` and ``WORLD_SIZE``
-            of the environment (torchrun's) where both are set, else one process.
+            of the environment (torchrun's), else one process.
         progress: show a progress bar, of rank 0's pairs, in that process alone.
 
     Returns:
@@ -90,7 +90,7 @@ def write_pairs(
     Raises:
         PairError: another process, a set with other settings or other files in the folder; images
             that are not finite, or beyond what ``image_dtype`` keeps; the disk is full.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; torchrun's environment is half set.
     """
     rank, world = _place(rank, world)
     sizes = {"count": count, "batch_size": batch_size, "shard_size": shard_size, "world": world}
@@ -120,14 +120,8 @@ def _fill(
 
 def _place(rank: int | None, world: int | None) -> tuple[int, int]:
     """This process and their number: as given, else as torchrun says, else alone."""
-    if rank is None and world is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        said = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        try:
-            return int(said[0]), int(said[1])
-        except ValueError:
-            raise ValueError(
-                f"RANK and WORLD_SIZE must be whole numbers, got {said[0]!r} and {said[1]!r}"
-            ) from None
+    if rank is None and world is None:
+        return place()
     return rank or 0, 1 if world is None else world
 
 

@@ -12,9 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from deqgen.atomic import replacing
+from deqgen.atomic import file_sha256, replacing
 from deqgen.data.manifest import MANIFEST, Manifest, PairError, ShardRecord
-from deqgen.data.shards import shard_sha256
 
 PIECE = 1 << 20  # bytes fetched at a time
 
@@ -115,7 +114,7 @@ class RemoteFolder:
     def verify(self, record: ShardRecord) -> None:
         """Fetch a shard and compare its checksum; a damaged copy in the cache is fetched anew."""
         path = self.fetch(record)
-        if shard_sha256(path) != record.sha256:
+        if file_sha256(path) != record.sha256:
             path.unlink()
             self.fetch(record)
 

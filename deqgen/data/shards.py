@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deqgen.atomic import file_sha256
 from deqgen.data.manifest import PairError, ShardRecord
 
 Array = npt.NDArray[Any]
@@ -134,20 +134,11 @@ def check_shard(path: Path, record: ShardRecord, place: str) -> None:
     """
     if not path.is_file():
         raise PairError(f"shard {record.file} is missing from {place}")
-    if shard_sha256(path) != record.sha256:
+    if file_sha256(path) != record.sha256:
         raise PairError(
             f"shard {record.file} in {place} is damaged: its SHA-256 is not the manifest's; "
             "delete it and run the command that made it once more"
         )
-
-
-def shard_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _read_header(raw: Array, path: Path) -> tuple[dict[str, Any], int]:

@@ -5,8 +5,7 @@ Shape letters: B images, C channels, H and W sides, F features (320), K classes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 
 from deqgen.data.images import to_float, to_uint8
 from deqgen.evaluation.errors import EvaluationInputError
+from deqgen.evaluation.frechet import fingerprint
+from deqgen.evaluation.pixels import check_pixels, exact_float32
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -70,6 +71,8 @@ class CifarClassifier(nn.Module):
         num_classes: number of classes.
     """
 
+    name = "cifar10"
+    distance = "fd_cifar10"
     feature_scale: Tensor
 
     def __init__(
@@ -92,6 +95,11 @@ class CifarClassifier(nn.Module):
     def num_classes(self) -> int:
         """Number K of classes."""
         return self.head.out_features
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of the weights; a reference is held against it."""
+        return fingerprint(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, 3, 32, 32) in [-1, 1]
         x = nn.functional.silu(self.whiten(x))  # (B, 24, 31, 31)
@@ -137,7 +145,7 @@ class CifarClassifier(nn.Module):
                 "call classifier.eval() before measuring: batch norm would mix images"
             )
         weight = self.head.weight
-        with torch.no_grad(), _exact_float32(weight.device.type):
+        with torch.no_grad(), exact_float32(weight.device.type):
             rounded = to_float(to_uint8(images.to(weight.device)))
             rounded = rounded.contiguous(memory_format=torch.channels_last)  # faster on CPUs
             features, logits = self(rounded)
@@ -146,36 +154,9 @@ class CifarClassifier(nn.Module):
 
 def check_images(images: Tensor) -> None:
     """Refuse what is not a batch of finite CIFAR-10 sized images, in one sentence."""
-    if not isinstance(images, Tensor):
-        raise EvaluationInputError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.ndim != 4 or tuple(images.shape[1:]) != IMAGE_SHAPE:
-        raise EvaluationInputError(
-            f"images must be (B, 3, 32, 32), because the features are those of a CIFAR-10 "
-            f"classifier; got {tuple(images.shape)}"
-        )
-    if not images.is_floating_point():
-        raise EvaluationInputError(
-            f"images must be floating point in [-1, 1], got {images.dtype}; "
-            "deqgen.data.images.to_float converts bytes"
-        )
-    if not bool(torch.isfinite(images).all()):
-        bad = (~torch.isfinite(images)).flatten(1).any(dim=1)
-        raise EvaluationInputError(
-            f"images must be finite, but {int(bad.sum())} of {len(images)} hold NaN or infinity "
-            f"(the first is number {int(bad.nonzero()[0, 0])})"
-        )
-
-
-@contextmanager
-def _exact_float32(device_type: str) -> Iterator[None]:
-    """Neither autocast nor TF32 nor an algorithm chosen by timing may touch a measurement."""
-    with (
-        torch.autocast(device_type, enabled=False),
-        torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ),
-    ):
-        yield
+    check_pixels(
+        images, IMAGE_SHAPE[1], ", because the features are those of a CIFAR-10 classifier"
+    )
 
 
 def load_classifier(path: str | Path | None = None) -> CifarClassifier:

@@ -14,13 +14,9 @@ from torch import Tensor
 
 from deqgen.evaluation.classifier import CifarClassifier, check_images, load_classifier
 from deqgen.evaluation.errors import EvaluationInputError
-from deqgen.evaluation.frechet import (
-    FeatureMoments,
-    Reference,
-    fingerprint,
-    frechet_distance,
-    load_reference,
-)
+from deqgen.evaluation.frechet import Reference, fingerprint, frechet_distance, load_reference
+from deqgen.evaluation.measuring import Measured, measure
+from deqgen.evaluation.metrics import check_network
 from deqgen.evaluation.scores import check_labels, class_accuracy, inception_style_score
 
 
@@ -92,8 +88,10 @@ def evaluate(
     if labels is not None:
         check_labels(labels, len(images), classifier.num_classes)
     reference = _embedded_reference() if reference is None else reference
-    _check_same_classifier(classifier, reference)
-    moments, logits = _measure(images, batch_size, classifier)
+    check_network(classifier, reference)
+    measured = _measure(images, batch_size, classifier)
+    moments, logits = measured.moments, measured.logits
+    assert logits is not None
     return Report(
         fd_cifar10=frechet_distance(
             moments.mean, moments.covariance, reference.mean, reference.covariance
@@ -128,7 +126,7 @@ def make_reference(
     """
     check_images(images)
     classifier = _embedded_classifier(str(images.device)) if classifier is None else classifier
-    moments, _ = _measure(images, batch_size, classifier)
+    moments = _measure(images, batch_size, classifier).moments
     return Reference(
         mean=moments.mean,
         covariance=moments.covariance,
@@ -138,29 +136,10 @@ def make_reference(
     )
 
 
-def _measure(
-    images: Tensor, batch_size: int, classifier: CifarClassifier
-) -> tuple[FeatureMoments, Tensor]:
-    """Feature moments and all logits (N, K) on the CPU."""
+def _measure(images: Tensor, batch_size: int, classifier: CifarClassifier) -> Measured:
     if batch_size < 1:
         raise EvaluationInputError(f"batch_size must be at least 1, got {batch_size}")
-    moments = FeatureMoments(classifier.num_features)
-    logits = []
-    for batch in torch.split(images, batch_size):
-        batch_features, batch_logits = classifier.measure(batch)
-        moments.update(batch_features)
-        logits.append(batch_logits.cpu())
-    return moments, torch.cat(logits)
-
-
-def _check_same_classifier(classifier: CifarClassifier, reference: Reference) -> None:
-    measured_with = fingerprint(classifier)
-    if measured_with != reference.classifier:
-        raise EvaluationInputError(
-            f"the reference ({reference.name}) was computed with classifier "
-            f"{reference.classifier}, but the images would be measured with {measured_with}; "
-            "pass a reference made by make_reference with this classifier"
-        )
+    return measure(torch.split(images, batch_size), classifier, keep_logits=True)
 
 
 @lru_cache(maxsize=4)

@@ -6,9 +6,12 @@ Letters: N images, F features.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,13 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deqgen.evaluation.errors import EvaluationInputError
+from deqgen.evaluation.manifold import Manifold
+
+NOT_STATED = "not stated"
 
 
 class FeatureMoments:
     """Mean and unbiased covariance of feature vectors that arrive in batches.
 
     Batches are merged by the update of Chan, Golub and LeVeque (1979), which subtracts means before
-    squaring; the result does not depend on the batch size beyond float64 rounding.
+    squaring; the result does not depend on the batch size beyond float64 rounding. A batch costs
+    one float64 matrix product, where the features are (on the CPU for a device without float64).
 
     Args:
         num_features: length F of a feature vector.
@@ -30,34 +37,86 @@ class FeatureMoments:
 
     def __init__(self, num_features: int) -> None:
         self.count = 0
-        self.mean = torch.zeros(num_features, dtype=torch.float64)
+        self._mean = torch.zeros(num_features, dtype=torch.float64)
         self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
         """Add features (B, F); any float type, any device, B may be 0."""
-        if features.ndim != 2 or features.shape[1] != len(self.mean):
+        if features.ndim != 2 or features.shape[1] != len(self._mean):
             raise EvaluationInputError(
-                f"features must be (B, {len(self.mean)}), got {tuple(features.shape)}"
+                f"features must be (B, {len(self._mean)}), got {tuple(features.shape)}"
             )
         if len(features) == 0:
             return
-        batch = features.detach().to("cpu", torch.float64)
-        batch_mean = batch.mean(dim=0)
-        centred = batch - batch_mean
-        total = self.count + len(batch)
-        shift = batch_mean - self.mean
-        self._scatter += centred.T @ centred
-        self._scatter += torch.outer(shift, shift) * (self.count * len(batch) / total)
-        self.mean = self.mean + shift * (len(batch) / total)
-        self.count = total
+        self._move(features.device if features.is_cuda else torch.device("cpu"))
+        batch = features.detach().to(self._mean.device, torch.float64)
+        mean = batch.mean(dim=0)
+        shift, weight = self._merge_means(len(batch), mean)
+        # The distance between the means is one more row, so that one product adds both terms.
+        rows = torch.cat([batch - mean, weight**0.5 * shift[None]])  # (B + 1, F)
+        self._scatter.addmm_(rows.T, rows)
+
+    def merge(self, other: FeatureMoments) -> None:
+        """Add all that ``other`` has seen, in another process for instance.
+
+        Raises:
+            EvaluationInputError: vectors of another length.
+        """
+        if len(other._mean) != len(self._mean):
+            raise EvaluationInputError(
+                f"moments of {len(self._mean)} features cannot be merged with moments of "
+                f"{len(other._mean)}"
+            )
+        if other.count == 0:
+            return
+        place = self._mean.device
+        shift, weight = self._merge_means(other.count, other._mean.to(place))
+        self._scatter += other._scatter.to(place)
+        self._scatter.addr_(shift, shift, alpha=weight)
+
+    def state(self) -> dict[str, Tensor | int]:
+        """Count, mean (F,) and scatter (F, F) on the CPU, for :meth:`from_state` elsewhere."""
+        return {"count": self.count, "mean": self.mean, "scatter": self._scatter.cpu()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> FeatureMoments:
+        """What :meth:`state` told."""
+        moments = cls(len(state["mean"]))
+        moments.count = int(state["count"])
+        moments._mean, moments._scatter = state["mean"].clone(), state["scatter"].clone()
+        return moments
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean (F,), float64 on the CPU."""
+        return self._mean.cpu()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are: where the features were, if that is the CPU or a CUDA GPU."""
+        return self._mean.device
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance (F, F), divided by N - 1; needs two vectors or more."""
+        """Unbiased covariance (F, F), divided by N - 1, on the CPU; needs two vectors or more."""
         if self.count < 2:
             raise EvaluationInputError(f"a covariance needs at least 2 images, got {self.count}")
+        scatter = self._scatter.cpu()
         # A matrix product of X.T and X need not be symmetric to the last bit; a covariance is.
-        return (self._scatter + self._scatter.T) / (2 * (self.count - 1))
+        return (scatter + scatter.T) / (2 * (self.count - 1))
+
+    def _merge_means(self, count: int, mean: Tensor) -> tuple[Tensor, float]:
+        """Count ``count`` vectors of this mean; return how far it was off, and its weight."""
+        total = self.count + count
+        shift = mean - self._mean
+        weight = self.count * count / total
+        self._mean = self._mean + shift * (count / total)
+        self.count = total
+        return shift, weight
+
+    def _move(self, device: torch.device) -> None:
+        if self._mean.device != device:
+            self._mean, self._scatter = self._mean.to(device), self._scatter.to(device)
 
 
 def fingerprint(classifier: nn.Module) -> str:
@@ -113,9 +172,13 @@ class Reference:
     Attributes:
         mean: (F,), float64.
         covariance: (F, F), float64, unbiased.
-        images: how many images they were computed from.
+        images: how many images they were computed from; 0 where the file does not say.
         name: which images these were.
-        classifier: fingerprint of the weights that computed the features.
+        classifier: fingerprint of the weights that computed the features; ``NOT_STATED`` where
+            the file does not say.
+        split: which part of a data set they are, such as ``"train"``; ``NOT_STATED`` if unknown.
+        features: (N, F) float32, the feature vectors themselves, for metrics that moments are not
+            enough for; None where they were not kept.
     """
 
     mean: Tensor
@@ -123,6 +186,25 @@ class Reference:
     images: int
     name: str
     classifier: str
+    split: str = NOT_STATED
+    features: Tensor | None = field(default=None, repr=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of mean and covariance."""
+        digest = hashlib.sha256()
+        for moment in (self.mean, self.covariance):
+            digest.update(moment.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def manifold(self) -> Manifold:
+        """The feature vectors with the radii around them, measured once; needs ``features``."""
+        if self.features is None:
+            raise EvaluationInputError(
+                f"the reference ({self.name}) holds moments only, and no feature vectors"
+            )
+        return Manifold.of(self.features)
 
 
 def load_reference(path: str | Path | None = None) -> Reference:
@@ -133,7 +215,7 @@ def load_reference(path: str | Path | None = None) -> Reference:
     """
     if path is None:
         with as_file(files("deqgen") / "assets" / "cifar10_reference.safetensors") as embedded:
-            return load_reference(embedded)
+            return replace(load_reference(embedded), split="train")
     if not Path(path).is_file():
         raise EvaluationInputError(f"there is no reference file at {path}")
     try:
@@ -145,6 +227,7 @@ def load_reference(path: str | Path | None = None) -> Reference:
                 images=int(notes["images"]),
                 name=notes["name"],
                 classifier=notes["classifier"],
+                split=notes.get("split", NOT_STATED),
             )
     except (SafetensorError, KeyError, ValueError) as error:
         raise EvaluationInputError(
@@ -162,5 +245,6 @@ def save_reference(reference: Reference, path: str | Path) -> None:
             "images": str(reference.images),
             "name": reference.name,
             "classifier": reference.classifier,
+            "split": reference.split,
         },
     )

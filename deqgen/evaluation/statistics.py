@@ -2,14 +2,16 @@
 
 Letters: N images, B images of a batch, C channels, H and W sides, F features.
 
-The features are those of the shipped CIFAR-10 classifier, which sees 32x32 pixels. Larger images
-are first averaged down to that size (:func:`box_to_32`); the distance is then called ``fd_box32``.
-It sees composition and colour and no fine detail, and it is **not FID**.
+The features are those of any network; by default of the shipped CIFAR-10 classifier, which sees
+32x32 pixels. For it larger images are first averaged down to that size (:func:`box_to_32`); the
+distance is then called ``fd_box32``. It sees composition and colour and no fine detail, and it is
+**not FID**.
 """
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from deqgen.atomic import replacing
 from deqgen.data.images import count_image_zip, iterate_image_zip, to_float, to_uint8
 from deqgen.evaluation.classifier import IMAGE_SHAPE, CifarClassifier, load_classifier
 from deqgen.evaluation.errors import EvaluationInputError
-from deqgen.evaluation.frechet import FeatureMoments, Reference, fingerprint
+from deqgen.evaluation.features import FeatureNetwork
+from deqgen.evaluation.frechet import NOT_STATED, Reference
+from deqgen.evaluation.measuring import measure
 
 SIDE = IMAGE_SHAPE[1]
 
@@ -63,16 +67,16 @@ def archive_reference(
     path: str | Path,
     *,
     batch_size: int = 256,
-    classifier: CifarClassifier | None = None,
+    classifier: FeatureNetwork | None = None,
     progress: bool = False,
 ) -> Reference:
     """Moments of the images in an EDM-style zip, read batch by batch and summed in float64.
 
     Args:
-        path: see :class:`deqgen.data.ImageZip`; images of 32x32, or of a multiple of it, which are
-            averaged down by :func:`box_to_32`.
+        path: see :class:`deqgen.data.ImageZip`. For the CIFAR-10 classifier: images of 32x32, or of
+            a multiple of it, which are averaged down by :func:`box_to_32`.
         batch_size: images a forward pass; changes the result only by rounding.
-        classifier: None is the shipped one, on a GPU if there is one.
+        classifier: the feature network; None is the shipped one, on a GPU if there is one.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -82,24 +86,30 @@ def archive_reference(
     path = Path(path)
     if classifier is None:
         classifier = load_classifier().to("cuda" if torch.cuda.is_available() else "cpu")
-    moments = FeatureMoments(classifier.num_features)
-    disable = None if progress else True
-    with tqdm(total=count_image_zip(path), unit="image", disable=disable) as bar:
-        for images, _ in iterate_image_zip(path, batch_size=batch_size):
-            side = images.shape[-1]
-            try:
-                small = box_to_32(to_float(images))  # (B, 3, 32, 32)
-            except EvaluationInputError as error:
-                raise EvaluationInputError(f"{path} cannot be measured: {error}") from None
-            moments.update(classifier.features(small))
-            bar.update(len(images))
-    averaged = "" if side == SIDE else f" of {side}x{side} averaged to {SIDE}x{SIDE}"
+    sides: set[int] = set()
+
+    def batches() -> Iterator[Tensor]:
+        disable = None if progress else True
+        with tqdm(total=count_image_zip(path), unit="image", disable=disable) as bar:
+            for images, _ in iterate_image_zip(path, batch_size=batch_size):
+                sides.add(images.shape[-1])
+                shown = to_float(images)  # (B, 3, H, W)
+                yield box_to_32(shown) if isinstance(classifier, CifarClassifier) else shown
+                bar.update(len(images))
+
+    try:
+        moments = measure(batches(), classifier).moments
+    except EvaluationInputError as error:
+        raise EvaluationInputError(f"{path} cannot be measured: {error}") from None
+    averaged = ""
+    if isinstance(classifier, CifarClassifier) and (side := sides.pop()) != SIDE:
+        averaged = f" of {side}x{side} averaged to {SIDE}x{SIDE}"
     return Reference(
         mean=moments.mean,
         covariance=moments.covariance,
         images=moments.count,
         name=f"{path.stem}, {moments.count} images{averaged}",
-        classifier=fingerprint(classifier),
+        classifier=classifier.fingerprint,
     )
 
 
@@ -131,19 +141,24 @@ def save_statistics(reference: Reference, path: str | Path) -> None:
         )
 
 
-def load_statistics(path: str | Path) -> Reference:
+def load_statistics(path: str | Path, *, unstated: bool = False) -> Reference:
     """Read what :func:`save_statistics` wrote, exactly.
 
+    Args:
+        path: a ``.npz``.
+        unstated: accept EDM's own files too, which hold ``mu`` and ``sigma`` alone (of Inception
+            features) and say neither the network nor the number of images.
+
     Raises:
-        EvaluationInputError: no such file, not such a file, or EDM's own, whose features are those
-            of the Inception network.
+        EvaluationInputError: no such file, not such a file, or EDM's own where it is not asked for.
     """
     path = Path(path)
     if not path.is_file():
         raise EvaluationInputError(f"there is no file of statistics at {path}")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if "classifier" not in stored and "mu" in stored:
+            silent = "classifier" not in stored and "mu" in stored
+            if silent and not unstated:
                 raise EvaluationInputError(
                     f"{path} does not say which network its {stored['mu'].size} features are of; "
                     "statistics to compare with here are written by deqgen data stats"
@@ -151,9 +166,9 @@ def load_statistics(path: str | Path) -> Reference:
             return Reference(
                 mean=torch.from_numpy(stored["mu"]).double(),
                 covariance=torch.from_numpy(stored["sigma"]).double(),
-                images=int(stored["images"]),
-                name=str(stored["name"]),
-                classifier=str(stored["classifier"]),
+                images=0 if silent else int(stored["images"]),
+                name=f"{path.name}, network not stated" if silent else str(stored["name"]),
+                classifier=NOT_STATED if silent else str(stored["classifier"]),
             )
     except EvaluationInputError:
         raise

@@ -29,8 +29,9 @@ class Unrolled:
         every: supervise each ``every``-th iterate, counted so that the last one is among them.
         checkpoint: keep one state a step and evaluate f anew in the backward pass, as
             :func:`torch.utils.checkpoint.checkpoint` does: autocast and the random numbers are
-            those of the first time. Four evaluations' work in place of three (a backward pass
-            counts for two), and the activations of one.
+            those of the first time. Almost four evaluations' work in place of three (a backward
+            pass counts for two), and the activations of one: those of the last evaluation, which
+            the backward pass asks for first, are kept.
 
     Raises:
         ValueError: if an option is below 1, or ``every`` does not divide the number of steps (at
@@ -61,16 +62,16 @@ class Unrolled:
         z = z0
         states = []
         for step in range(1, steps + 1):
-            z = self._evaluate(f, z, args, last=step == steps)
+            z = self._evaluate(f, z, args, left=steps - step)
             if step % self.every == 0:
                 states.append(z)
         return Equilibrium(z, tuple(states), budget_report(z, steps, steps))
 
-    def _evaluate(self, f: Cell, z: State, args: tuple[Any, ...], last: bool) -> State:
-        if not self.checkpoint:
+    def _evaluate(self, f: Cell, z: State, args: tuple[Any, ...], left: int) -> State:
+        if not self.checkpoint or left == 0:
             return f(z, *args)
-        # The last is the first to be evaluated anew; a cell that has changed is found out there.
-        return (checkpointed_and_checked if last else checkpointed)(f, z, *args)
+        # The first to be evaluated anew is the last but one: it finds out a cell that has changed.
+        return (checkpointed_and_checked if left == 1 else checkpointed)(f, z, *args)
 
     def _check(self, steps: int) -> None:
         check_count("Unrolled", "steps", steps)

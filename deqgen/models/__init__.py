@@ -4,9 +4,10 @@
 A model is called as ``model(noise, label)`` and returns a :class:`GeneratorOutput`, training or
 not. Its frozen ``config`` says everything that is needed to build it again. ``save_model`` and
 ``load_model`` keep weights in safetensors and the config in JSON beside them; ``save_pretrained``,
-``from_pretrained`` and ``push_to_hub`` do so as folders, for the Hugging Face Hub. ``convert_get``
-reads the released checkpoints of locuslab/get; ``export_onnx`` writes a fixed program. With
-``noise_level=True`` a GET or DEQ-UNet denoises, and ``ModelDenoiser`` makes a teacher of it.
+``from_pretrained`` and ``push_to_hub`` do so as folders, for the Hugging Face Hub; ``open_model``
+finds either, and the newest weights of a training run. ``convert_get`` reads the released
+checkpoints of locuslab/get; ``export_onnx`` writes a fixed program. With ``noise_level=True`` a GET
+or DEQ-UNet denoises, and ``ModelDenoiser`` makes a teacher of it.
 """
 
 from deqgen.models.denoiser import ModelDenoiser
@@ -17,6 +18,7 @@ from deqgen.models.export import export_onnx, export_program
 from deqgen.models.files import load_model, save_model
 from deqgen.models.get import GET, GETConfig
 from deqgen.models.official import convert_get
+from deqgen.models.opening import open_model
 from deqgen.models.protocol import (
     GenerativeModel,
     GeneratorOutput,
@@ -49,6 +51,7 @@ __all__ = [
     "export_program",
     "list_models",
     "load_model",
+    "open_model",
     "parameter_count",
     "register_model",
     "save_model",

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,10 +64,30 @@ def write_model(model: nn.Module, weights: Path, header: Path) -> None:
         "config": bare.saved_config().to_dict(),
     }
     weights.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in bare.state_dict().items()}
-    with replacing(weights) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+    write_weights(bare.state_dict(), weights)
     write_text(header, json.dumps(content, indent=2) + "\n")
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict to a safetensors file, whole or not at all.
+
+    Tied weights are written once under each name: the format knows no sharing.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    held: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if memory in held else tensor
+        held.add(memory)
+    try:
+        with replacing(path) as partial:
+            save_file(plain, partial, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise _disk_error(error, path) from error
 
 
 def load_model(
@@ -186,6 +208,14 @@ def _header_of(weights: Path) -> Path:
     if weights.name == HUB_WEIGHTS and not own.is_file() and hub.is_file():
         return hub
     return own
+
+
+def _disk_error(error: SafetensorError, path: Path) -> OSError:
+    """The error of the system that safetensors has put into words."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(f"{path} could not be written: {error}")
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
 
 
 def _unwrap(model: nn.Module) -> GenerativeModel:

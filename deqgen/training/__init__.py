@@ -1,40 +1,63 @@
 """Training: one loop, and what it is asked to minimise.
 
-Mental model, in five lines:
+Mental model, in six lines:
 1. An ``Objective`` gives the loss of examples: ``Distillation`` of pairs, ``Denoising`` of images.
-2. ``train(model, objective, config, directory)`` is the only loop; it counts in images.
-3. Order, noise and z0 of a step depend on (seed, step) alone: a resumed run is the same run.
-4. ``Ema`` averages the weights in float32, with a half-life in images; one samples from it.
-5. A checkpoint is written beside the old one and renamed: a kill leaves one of the two, whole.
+2. ``train(model, objective, config, directory)`` is the only loop, in one process or, under
+   torchrun, in many; it counts in images, and a batch is cut into parts that gradients add up over.
+3. Order, noise and z0 are functions of (seed, step, part): a resumed run is the same run.
+4. ``Ema`` averages the weights in float32, over a half-life in images or a share of the run.
+5. ``Checkpoints`` are numbered folders, whole or not there; ``stats.jsonl`` says how it went.
+6. A ``Hook`` is called with the average now and then: samples, an evaluation.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deqgen.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+    from deqgen.training.checkpoint import (
+        CheckpointError,
+        Checkpoints,
+        CheckpointWarning,
+        Loaded,
+        load_checkpoint,
+        save_checkpoint,
+    )
     from deqgen.training.config import TrainConfig
     from deqgen.training.denoising import Denoising
     from deqgen.training.distillation import Distillation
+    from deqgen.training.distributed import make_accelerator
+    from deqgen.training.divergence import TrainingDiverged
     from deqgen.training.ema import Ema
+    from deqgen.training.hooks import Hook, Moment
     from deqgen.training.interrupt import Interrupted
     from deqgen.training.jacobian import jacobian_penalty
     from deqgen.training.losses import TrajectoryLoss
-    from deqgen.training.trainer import Objective, TrainingDiverged, TrainResult, train
+    from deqgen.training.objective import Objective
+    from deqgen.training.perceptual import PerceptualDistance
+    from deqgen.training.stats import read_stats
+    from deqgen.training.trainer import TrainResult, train
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
+    "Checkpoints",
     "Denoising",
     "Distillation",
     "Ema",
+    "Hook",
     "Interrupted",
+    "Loaded",
+    "Moment",
     "Objective",
+    "PerceptualDistance",
     "TrainConfig",
     "TrainResult",
     "TrainingDiverged",
     "TrajectoryLoss",
     "jacobian_penalty",
     "load_checkpoint",
+    "make_accelerator",
+    "read_stats",
     "save_checkpoint",
     "train",
 ]
@@ -43,17 +66,25 @@ __all__ = [
 # the settings alone (deqgen.training.config), and so `deqgen distill --help`, need not wait.
 _PLACES = {
     "CheckpointError": "checkpoint",
+    "Checkpoints": "checkpoint",
+    "CheckpointWarning": "checkpoint",
     "Denoising": "denoising",
     "Distillation": "distillation",
     "Ema": "ema",
+    "Hook": "hooks",
     "Interrupted": "interrupt",
     "jacobian_penalty": "jacobian",
     "load_checkpoint": "checkpoint",
-    "Objective": "trainer",
+    "Loaded": "checkpoint",
+    "make_accelerator": "distributed",
+    "Moment": "hooks",
+    "Objective": "objective",
+    "PerceptualDistance": "perceptual",
+    "read_stats": "stats",
     "save_checkpoint": "checkpoint",
     "train": "trainer",
     "TrainConfig": "config",
-    "TrainingDiverged": "trainer",
+    "TrainingDiverged": "divergence",
     "TrainResult": "trainer",
     "TrajectoryLoss": "losses",
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 DECAYS = ("constant", "cosine", "inverse-sqrt")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +16,16 @@ class TrainConfig:
 
     Args:
         images: length of the run, in training images (examples seen, repeats counted).
-        batch_size: examples a step.
-        learning_rate: peak rate of AdamW.
+        batch_size: examples a step, those of all processes together.
+        microbatch: examples in one forward pass of one process; divides ``batch_size``. A step's
+            batch is cut into parts of this size, the processes take them in turn, and gradients
+            accumulate: the memory of one part, and the same training (to rounding) however many
+            processes there are. None for one part a process.
+        optimizer: AdamW; or Muon for the matrices of the blocks and AdamW for the rest, see
+            :mod:`deqgen.training.optimizers`.
+        learning_rate: peak rate.
         betas: of AdamW.
-        weight_decay: of AdamW.
+        weight_decay: decoupled, of all weights.
         warmup_images: images over which the rate rises linearly from zero.
         decay: what the rate does after warm-up: stay; follow half a cosine down to zero at the end;
             or fall with the inverse square root of the images seen, from ``reference_images`` on.
@@ -28,18 +35,25 @@ class TrainConfig:
             published rate of 0.9999 a step at batch 128.
         ema_ramp: early on the half-life is at most this share of the images seen, so that the
             average forgets the initial weights (EDM, arXiv 2206.00364, appendix F); 0 for no ramp.
-        precision: of the matrix products; weights, optimizer and average stay float32.
+        ema_power: instead of a half-life, weight the past by this power of the images seen (gamma
+            of EDM2, arXiv 2312.02696, section 3): the average is then over a fixed share of the
+            run. 6.94 is the paper's relative width 0.10, 16.97 its 0.05.
+        precision: of the matrix products; weights, optimizer and average stay float32. float16
+            scales the loss, and needs a GPU.
         compile: call ``model.compile()``: a DEQ-UNet compiles its cell, other models themselves.
         save_images: images between checkpoints.
-        log_images: images a row of the log.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        log_images: images a row of the statistics.
         seed: of the order, the noise and z0.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, or two that exclude each other.
     """
 
     images: int
     batch_size: int = 128
+    microbatch: int | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -49,15 +63,19 @@ class TrainConfig:
     clip_norm: float | None = None
     ema_half_life: int = 887_000
     ema_ramp: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    ema_power: float | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     save_images: int = 100_000
+    keep_checkpoints: int = 2
     log_images: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from deqgen.teachers.names import unknown
+
         at_least_one = ("images", "batch_size", "reference_images", "ema_half_life")
-        for name in (*at_least_one, "save_images", "log_images"):
+        for name in (*at_least_one, "save_images", "keep_checkpoints", "log_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_images", "ema_ramp", "seed"):
@@ -65,15 +83,37 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
-        for name, allowed in (("precision", PRECISIONS), ("decay", DECAYS)):
+        for name in ("clip_norm", "ema_power"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.ema_power is not None and self.ema_ramp:
+            raise ValueError("ema_ramp belongs to a half-life; ema_power needs none")
+        choices = (("precision", PRECISIONS), ("decay", DECAYS), ("optimizer", OPTIMIZERS))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+                raise ValueError(unknown(name, getattr(self, name), allowed))
+        self.parts(1)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run; the last one may go past ``images``."""
         return -(-self.images // self.batch_size)
+
+    def parts(self, processes: int) -> int:
+        """Parts that the batch of a step is cut into, a multiple of ``processes``.
+
+        Raises:
+            ValueError: the batch cannot be cut so; the numbers are named.
+        """
+        if self.microbatch is None:
+            size, share = processes, f"{processes} processes"
+        elif self.microbatch < 1:
+            raise ValueError(f"microbatch must be at least 1, got {self.microbatch}")
+        else:
+            size = self.microbatch * processes
+            share = f"microbatch {self.microbatch} x {processes} " + (
+                "process" if processes == 1 else "processes"
+            )
+        if self.batch_size % size:
+            raise ValueError(f"batch_size {self.batch_size} is not divisible by {share} = {size}")
+        return processes if self.microbatch is None else self.batch_size // self.microbatch

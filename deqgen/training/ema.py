@@ -11,10 +11,14 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class Ema:
-    """Average the weights with a half-life counted in images.
+    """Average the weights, with a half-life or a power function counted in images.
 
     The half-life does not depend on the batch size. While a run is young, a ramp keeps it at a
     share of the images seen, so that the initial weights do not linger (EDM, arXiv 2206.00364).
+    The power function weights the past by ``images ** power``, so that the average covers the same
+    share of the run at any time (EDM2, Karras et al. 2023, arXiv 2312.02696, equations 1 to 3): its
+    width, relative to the run, is ``sqrt((power + 1) / ((power + 2)**2 * (power + 3)))``.
+
     The average is float32 whatever the model's dtype: in bfloat16 it stalls, since one part in ten
     thousand is below the format's resolution.
 
@@ -22,14 +26,23 @@ class Ema:
         model: the model in training; it is copied.
         half_life: images after which a weight's share has halved.
         ramp: the half-life is at most ``ramp`` times the images seen; 0 for no ramp.
+        power: of the power function, which then takes the place of the half-life.
 
     Attributes:
         model: the copy that holds the average; in evaluation mode.
     """
 
-    def __init__(self, model: nn.Module, *, half_life: int, ramp: float = 0.05) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        half_life: int,
+        ramp: float = 0.05,
+        power: float | None = None,
+    ) -> None:
         self.half_life = half_life
         self.ramp = ramp
+        self.power = power
         self._decay = 0.0
         self._averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
         self.model: nn.Module = self._averaged.module
@@ -39,6 +52,8 @@ class Ema:
 
     def decay(self, images: int, batch_size: int) -> float:
         """Share of the old average that a step of ``batch_size`` keeps, after ``images`` images."""
+        if self.power is not None:
+            return float((1.0 - batch_size / images) ** (self.power + 1.0))
         half_life = min(self.half_life, self.ramp * images) if self.ramp else self.half_life
         return float(0.5 ** (batch_size / half_life)) if half_life > 0 else 0.0
 

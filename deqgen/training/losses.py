@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deqgen_solvers.errors import nearest
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Image and target ``(B, C, H, W)`` to a scalar, a mean over the batch."""
+
+DISTANCES: dict[str, Distance] = {
     "l1": F.l1_loss,
     "l2": F.mse_loss,
     "huber": F.huber_loss,
@@ -37,7 +40,10 @@ class TrajectoryLoss(nn.Module):
 
     Args:
         decay: of geometric weights: weight of a state relative to the next one, in (0, 1].
-        distance: ``"l1"``, ``"l2"`` or ``"huber"``.
+        distance: ``"l1"``, ``"l2"`` or ``"huber"``; or a function of image and target whose value
+            is a mean over the batch, such as
+            :class:`deqgen.training.PerceptualDistance`. If it has a method
+            ``against(target)`` that returns a function of the image, that one is called, once.
         weights: ``"geometric"``; ``"linear"``, (k+1)/K; ``"uniform"``; ``"last"``, which supervises
             nothing but the answer, as for an estimator that returns one state; or K numbers, first
             state first. States of weight zero are not looked at.
@@ -45,22 +51,19 @@ class TrajectoryLoss(nn.Module):
     Raises:
         ValueError: a decay outside (0, 1] or of weights that have none, an unknown distance or
             name of weights, numbers that are negative, not finite, or all zero.
+        TypeError: a distance that is neither a name nor a function.
     """
 
     def __init__(
         self,
         decay: float = _PUBLISHED_DECAY,
-        distance: Literal["l1", "l2", "huber"] = "l1",
+        distance: Literal["l1", "l2", "huber"] | Distance = "l1",
         weights: Literal["geometric", "linear", "uniform", "last"] | Sequence[float] = "geometric",
     ) -> None:
         super().__init__()
         if not 0 < decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {decay}")
-        if distance not in DISTANCES:
-            hint = nearest(str(distance), DISTANCES)
-            raise ValueError(
-                f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}.{hint}"
-            )
+        _check_distance(distance)
         self.weights = _checked(weights)
         if self.weights != "geometric" and decay != _PUBLISHED_DECAY:
             raise ValueError(f"decay={decay} belongs to weights='geometric', not to {weights!r}")
@@ -104,16 +107,48 @@ class TrajectoryLoss(nn.Module):
                 raise ValueError(
                     f"image and target differ in shape: {tuple(image.shape)}, {tuple(target.shape)}"
                 )
-        distance = DISTANCES[self.distance]
         target = target.float()
+        distance = self._against(target)
         total = target.new_zeros(())
         geometric = self.weights == "geometric"
         for image, weight in zip(images, self.weights_of(len(images)), strict=True):
             if geometric:  # Horner's scheme, whose rounding the recorded losses have
-                total = self.decay * total + distance(image.float(), target)
+                total = self.decay * total + distance(image.float())
             elif weight:  # else a NaN in a state that does not count would count
-                total = total + weight * distance(image.float(), target)
+                total = total + weight * distance(image.float())
+        if total.ndim:
+            raise ValueError(
+                "a distance must be a mean over the batch, a scalar; this one returned shape "
+                f"{tuple(total.shape)}"
+            )
         return total
+
+    def _against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """The distance from this target, as a function of the image."""
+        distance = DISTANCES[self.distance] if isinstance(self.distance, str) else self.distance
+        prepared = getattr(distance, "against", None)
+        if prepared is not None:
+            return cast("Callable[[Tensor], Tensor]", prepared(target))
+        return lambda image: distance(image, target)
+
+
+def _check_distance(distance: object) -> None:
+    if isinstance(distance, str):
+        if distance in ("lpips", "dists"):
+            raise ValueError(
+                f"{distance} needs weights: give distance=PerceptualDistance({distance!r}, path) "
+                "of deqgen.training"
+            )
+        if distance not in DISTANCES:
+            raise ValueError(
+                f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}."
+                f"{nearest(distance, DISTANCES)}"
+            )
+    elif not callable(distance):
+        raise TypeError(
+            f"distance must be one of {', '.join(DISTANCES)}, or a function of image and target, "
+            f"got {distance!r}"
+        )
 
 
 def _checked(weights: str | Sequence[float]) -> str | tuple[float, ...]:

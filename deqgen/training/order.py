@@ -1,7 +1,8 @@
-"""Which examples a step sees, and its random numbers: functions of (seed, step) alone."""
+"""Which examples a step sees, and its random numbers: functions of (seed, step, part) alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -32,10 +33,46 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> NDArray[
     return np.array([decks[int(e)][p] for e, p in zip(epochs, places, strict=True)], dtype=np.int64)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator for the random numbers of one step.
+def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """A CPU generator for the random numbers of one part of one step.
 
-    Seed and step are mixed first: neighbouring seeds must not give shifted copies of one run.
+    The numbers are mixed first: neighbouring seeds must not give shifted copies of one run. Part 0
+    draws what the whole batch draws where it is not cut.
     """
-    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    mixed = int(np.random.SeedSequence([seed, step, part]).generate_state(1)[0])
     return torch.Generator().manual_seed(mixed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a step's batch that goes through the model at once.
+
+    Attributes:
+        number: 0 for the first of the step.
+        indices: its examples, ``(microbatch,)``.
+        generator: draws its random numbers.
+    """
+
+    number: int
+    indices: NDArray[np.int64]
+    generator: torch.Generator
+
+
+def cut(
+    indices: NDArray[np.int64], parts: int, seed: int, step: int, *, rank: int, processes: int
+) -> list[Part]:
+    """The parts of a step that fall to one process: every ``processes``-th, from ``rank`` on.
+
+    Args:
+        indices: examples of the whole step, ``(batch_size,)``.
+        parts: how many in all; divides the batch size and is a multiple of ``processes``.
+        seed: of the random numbers.
+        step: 0 for the first.
+        rank: number of this process.
+        processes: how many there are.
+    """
+    shares = indices.reshape(parts, -1)
+    return [
+        Part(number, shares[number], step_generator(seed, step, number))
+        for number in range(rank, parts, processes)
+    ]

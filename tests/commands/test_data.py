@@ -73,6 +73,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["cifar10", flat, out, "--split", "valid"], "'valid'"),
         (["stats", out, str(tmp_path / "s.npz")], "there is no image archive at"),
         (["stats", out, str(tmp_path / "s")], "are a .npz file"),
+        (["stats", out, str(tmp_path / "s.npz"), "--features", "cifar"], "Did you mean 'cifar10'?"),
     ):
         assert cli.main(["data", *arguments]) == 2
         assert says in told(capsys)

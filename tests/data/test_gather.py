@@ -20,9 +20,11 @@ def test_rows_are_found_in_any_array(data: st.DataObject, size: int, arrays: int
     memory = [generator.integers(0, 256, (7, size), dtype=np.uint8) for _ in range(arrays)]
     pick = st.tuples(st.integers(0, arrays - 1), st.integers(0, 6))
     wanted = data.draw(st.lists(pick, max_size=20))
-    addresses = np.array([memory[a].ctypes.data + r * size for a, r in wanted], dtype=np.int64)
-    found = gather(addresses, size, span(*memory))
-    assert found.shape == (len(wanted), size) and found.dtype == np.uint8
+    low, high = span(*memory)
+    begins = [memory[a].ctypes.data + r * size - low for a, r in wanted]
+    found = gather(np.array(begins, dtype=np.int64), np.uint8, size, (low, high))
+    assert found.dtype == np.uint8
+    found = found.reshape(len(wanted), size)
     for row, (a, r) in zip(found, wanted, strict=True):
         assert np.array_equal(row, memory[a][r])
 
@@ -32,14 +34,15 @@ def test_rows_beyond_a_chunk(size: int, monkeypatch: pytest.MonkeyPatch) -> None
     """Also those that no large chunk divides: 32,771 is prime."""
     monkeypatch.setattr("deqgen.data.gather.CHUNK", 2**14)
     memory = np.random.default_rng(0).integers(0, 256, (3, size), dtype=np.uint8)
-    addresses = memory.ctypes.data + np.array([2, 0, 1, 2]) * size
-    assert np.array_equal(gather(addresses, size, span(memory)), memory[[2, 0, 1, 2]])
+    places = np.array([2, 0, 1, 2]) * size
+    found = gather(places, np.uint8, size, span(memory)).reshape(4, size)
+    assert np.array_equal(found, memory[[2, 0, 1, 2]])
     _view.cache_clear()
 
 
 def test_rows_are_copied() -> None:
     memory = np.ones((2, 8), dtype=np.uint8)
-    found = gather(np.array([memory.ctypes.data]), 8, span(memory))
+    found = gather(np.array([0]), np.uint8, 8, span(memory))
     found[:] = 0
     assert memory.all()
 
@@ -64,8 +67,11 @@ def test_any_64_bit_span_can_be_seen(low: int, high: int, size: int) -> None:
     assert view.nbytes <= LARGEST
 
 
-def test_rows_outside_the_span_are_refused() -> None:
+def test_rows_beyond_the_span_are_refused() -> None:
     memory = np.ones((2, 8), dtype=np.uint8)
-    for outside in (memory.ctypes.data - 1, memory.ctypes.data + 9):
-        with pytest.raises(IndexError):
-            gather(np.array([outside]), 8, span(memory))
+    with pytest.raises(IndexError):
+        gather(np.array([9]), np.uint8, 8, span(memory))
+
+
+def test_no_rows_of_no_memory() -> None:
+    assert gather(np.empty(0, dtype=np.int64), np.float16, 6144, (0, 1)).shape == (0,)

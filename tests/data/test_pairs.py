@@ -123,9 +123,10 @@ def test_two_processes_give_the_set_of_one(tmp_path: Path) -> None:
 def test_torchrun_says_which_shards_are_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert write(StubTeacher(), tmp_path / "one").complete
     monkeypatch.setenv("RANK", "1")
-    one = StubTeacher()
-    assert write(one, tmp_path / "one").complete  # RANK alone says nothing
+    with pytest.raises(ValueError, match="RANK=1 is set in the environment but WORLD_SIZE is not"):
+        write(StubTeacher(), tmp_path / "half")
     monkeypatch.setenv("WORLD_SIZE", "2")
     teacher = StubTeacher()
     assert not write(teacher, tmp_path / "two").complete
@@ -133,7 +134,7 @@ def test_torchrun_says_which_shards_are_ours(
     assert write(teacher, tmp_path / "two", rank=0, world=1).complete  # what is given wins
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     monkeypatch.setenv("RANK", "two")
-    with pytest.raises(ValueError, match="must be whole numbers, got 'two' and '2'"):
+    with pytest.raises(ValueError, match="RANK must be a whole number, got 'two'"):
         write(teacher, tmp_path / "two")
 
 

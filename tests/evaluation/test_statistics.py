@@ -23,6 +23,7 @@ from deqgen.evaluation import (
     save_statistics,
 )
 from tests.evaluation.patterns import patterns
+from tests.evaluation.tiny import TinyFeatures
 
 
 def archive(path: Path, images: Tensor) -> Path:
@@ -69,6 +70,15 @@ def test_larger_images_are_averaged_and_it_says_so(waves: Path, tmp_path: Path) 
     found = archive_reference(archive(tmp_path / "large.zip", large))
     assert found.name == "large, 40 images of 64x64 averaged to 32x32"
     torch.testing.assert_close(found.mean, archive_reference(waves).mean, rtol=0, atol=1e-5)
+
+
+def test_another_network_sees_the_images_as_they_are(waves: Path, tmp_path: Path) -> None:
+    network = TinyFeatures()
+    found = archive_reference(waves, classifier=network, batch_size=16)
+    assert (found.name, found.classifier) == ("waves, 40 images", "tiny-8")
+    torch.testing.assert_close(found.mean, network.measure(patterns(40))[0].mean(dim=0).double())
+    small = archive(tmp_path / "small.zip", patterns(9)[:, :, :24, :24])
+    assert archive_reference(small, classifier=network).images == 9
 
 
 def test_the_box_is_a_mean_over_blocks_of_what_a_file_would_hold() -> None:

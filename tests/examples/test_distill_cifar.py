@@ -110,7 +110,7 @@ def test_ctrl_c_in_training_then_the_same_command_ends_in_the_same_student(
     folder = tmp_path / "run"
     options = ("--preset", "smoke", "--output-dir", folder)
     child = start(EXAMPLE, *options)
-    while not (folder / "get" / "checkpoint.pt").exists() and child.poll() is None:
+    while not (folder / "get" / "checkpoints" / "latest").exists() and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
@@ -211,7 +211,7 @@ def assert_one_sentence(done: Done, message: str) -> None:
         (("--model", "ViT-N/4"), "must be an equilibrium model"),
         (("--pairs", "1"), "--pairs must be at least 2"),
         (("--images", "0"), "--images must be at least 1"),
-        (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+        (("--device", "cuda:99"), "device 'cuda:99' cannot be used here"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -58,7 +58,7 @@ def smoke(
     """The folder and the output of one smoke run that was interrupted while it trained."""
     folder = tmp_path_factory.mktemp("imagenet") / "run"
     child = start(EXAMPLE, *options, "--output-dir", folder)
-    while not (folder / "get" / "checkpoint.pt").exists() and child.poll() is None:
+    while not (folder / "get" / "checkpoints" / "latest").exists() and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deqgen.models import ModelFileError, create_model, load_model, save_model
+from deqgen.models.files import write_weights
 from tests.models.test_behaviour import LABEL, noise, small
 
 
@@ -119,3 +123,27 @@ def test_only_safetensors(tmp_path: Path) -> None:
         save_model(create_model("ViT-N/8"), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"\.safetensors file"):
         load_model(tmp_path / "model.pt")
+
+
+def test_tied_weights_are_written_under_both_names(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"a": whole, "b": whole, "part": whole[1], "turned": whole.t(), "none": whole[:0]}
+    write_weights(tensors, tmp_path / "a.safetensors")
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_weights({"a": torch.zeros(10)}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_weights({"a": torch.ones(10_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    assert torch.equal(load_file(path)["a"], torch.zeros(10))

@@ -1,4 +1,4 @@
-"""Order, schedule, average, losses, log, checkpoint, run folder."""
+"""Order, schedule, average, losses, statistics, checkpoint file, run folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from deqgen.training import (
     load_checkpoint,
     save_checkpoint,
 )
-from deqgen.training.log import LogRow, LossLog, read_log
-from deqgen.training.order import batch_indices, step_generator
+from deqgen.training.order import batch_indices, cut, step_generator
 from deqgen.training.run_folder import RunFolderError, Stopwatch, claim_folder
 from deqgen.training.schedule import learning_rate
+from deqgen.training.stats import Stats, read_stats
 from tests.training.toy import config
 
 
@@ -52,6 +52,31 @@ def test_neighbouring_seeds_and_steps_draw_different_numbers() -> None:
         for step in range(5)
     }
     assert len(draws) == 25
+
+
+def test_the_first_part_draws_what_an_uncut_batch_always_drew() -> None:
+    drawn = torch.randint(0, 2**31, (2,), generator=step_generator(7, 1000)).tolist()
+    assert drawn == [835323961, 665405071]
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 9))
+def test_the_parts_of_all_processes_are_the_batch(
+    processes: int, rounds: int, size: int, step: int
+) -> None:
+    parts = processes * rounds
+    batch = batch_indices(17, parts * size, 3, step)
+    shares = [
+        part
+        for rank in range(processes)
+        for part in cut(batch, parts, 3, step, rank=rank, processes=processes)
+    ]
+    assert sorted(part.number for part in shares) == list(range(parts))
+    shares.sort(key=lambda part: part.number)
+    assert np.array_equal(np.concatenate([part.indices for part in shares]), batch)
+    draws = {float(torch.rand((), generator=part.generator)) for part in shares}
+    assert len(draws) == parts
+    alone = cut(batch, parts, 3, step, rank=0, processes=1)
+    assert {float(torch.rand((), generator=part.generator)) for part in alone} == draws
 
 
 def test_schedules() -> None:
@@ -91,6 +116,21 @@ def test_the_ramp_forgets_the_initial_weights() -> None:
     for images in range(10, 2001, 10):
         ema.update(model, images, 10)
     assert float(ema.model.get_parameter("w")) > 0.999
+
+
+def test_the_power_function_average_has_the_published_profile() -> None:
+    """Equations 1 and 3 of EDM2: of a weight that grows as t, and the widths that it names."""
+    model, power = scalar(-5.0), 6.94
+    ema = Ema(model, half_life=1, power=power)
+    for step in range(1, 2001):
+        with torch.no_grad():
+            model.get_parameter("w").fill_(step / 2000)
+        ema.update(model, 10 * step, 10)
+    average = float(ema.model.get_parameter("w"))
+    assert average == pytest.approx((power + 1) / (power + 2), rel=1e-3)
+    for published, exponent in ((0.10, 6.94), (0.05, 16.97)):
+        width = math.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3)))
+        assert width == pytest.approx(published, rel=1e-3)
 
 
 def test_the_average_does_not_stall_in_bfloat16() -> None:
@@ -162,16 +202,21 @@ def test_label_dropout_and_flips_of_the_denoising_objective() -> None:
     assert torch.equal(seen[0][~dropped], labels[~dropped])
 
 
-def test_a_log_drops_rows_beyond_the_checkpoint_and_a_torn_last_line(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    log = LossLog(path)
+def test_statistics_drop_rows_beyond_the_checkpoint_and_a_torn_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    stats = Stats(path)
     for images in (10, 20, 30):
-        log.write(LogRow(images, 1.5, 0.1, 2.0))
+        stats.write({"images": images, "loss": images / 4})
+        stats.write({"images": images, "fid": 3.0})
     with path.open("a") as file:
-        file.write("40,1.")
-    assert [row.images for row in read_log(path)] == [10, 20, 30]
-    LossLog(path, 20)
-    assert [row.images for row in read_log(path)] == [10, 20]
+        file.write('{"images": 40, "lo')
+    assert [row["images"] for row in read_stats(path)] == [10, 10, 20, 20, 30, 30]
+    Stats(path, 10, writes=False)
+    assert len(read_stats(path)) == 6
+    stats = Stats(path, 20)
+    assert [row["images"] for row in read_stats(path)] == [10, 10, 20, 20]
+    assert stats.last_loss == 5.0 and stats.hooks_ran_at == 20
+    assert read_stats(tmp_path / "none.jsonl") == []
 
 
 def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path) -> None:

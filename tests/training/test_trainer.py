@@ -3,10 +3,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +15,10 @@ from deqgen.training import (
     Interrupted,
     TrainConfig,
     TrainingDiverged,
-    load_checkpoint,
+    read_stats,
     train,
 )
-from deqgen.training.log import read_log
-from tests.training.toy import Regression, config, small_model
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.training.toy import Regression, config, exact_model, same, small_model, state
 
 
 def run(directory: Path, settings: TrainConfig, objective: Any = None) -> nn.Module:
@@ -33,28 +26,12 @@ def run(directory: Path, settings: TrainConfig, objective: Any = None) -> nn.Mod
     return train(small_model(), objective, settings, directory, progress=False).ema
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, down through containers."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
-def state(directory: Path) -> dict[str, Any]:
-    """A checkpoint without what a clock or the length of the run puts in it."""
-    loaded = load_checkpoint(directory / "checkpoint.pt")
-    return {k: v for k, v in loaded.items() if k not in ("seconds", "config", "losses")}
-
-
 def test_training_lowers_the_loss_and_logs_it(tmp_path: Path) -> None:
-    run(tmp_path, config(images=1600))
-    rows = read_log(tmp_path / "log.csv")
-    assert [row.images for row in rows] == list(range(16, 1601, 16))
-    assert rows[-1].loss < 0.5 * rows[0].loss
+    run(tmp_path, config(images=1600, save_images=1600))
+    rows = read_stats(tmp_path / "stats.jsonl")
+    assert [row["images"] for row in rows] == list(range(16, 1601, 16))
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert all(row["gradient_norm"] > 0 and row["learning_rate"] == 1e-2 for row in rows)
 
 
 def test_ten_steps_are_five_and_five_bit_for_bit(tmp_path: Path) -> None:
@@ -82,47 +59,17 @@ class StopsAfter(Regression):
 def test_a_signal_is_taken_between_steps_and_loses_nothing(tmp_path: Path, number: int) -> None:
     run(tmp_path / "whole", config())
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped after 32 images"):
+    with pytest.raises(Interrupted, match="stopped after 32 images") as stopped_by:
         run(tmp_path / "stopped", config(save_images=1000), StopsAfter(3, number))
+    assert stopped_by.value.signal == number
+    assert stopped_by.value.exit_code == (0 if number == signal.SIGTERM else 130)
     assert signal.getsignal(number) is before
     run(tmp_path / "stopped", config())
     assert same(state(tmp_path / "whole"), state(tmp_path / "stopped"))
-    whole, stopped = (read_log(tmp_path / name / "log.csv") for name in ("whole", "stopped"))
-    assert [(r.images, r.loss) for r in whole] == [(r.images, r.loss) for r in stopped]
-
-
-def test_a_killed_run_continues_from_its_last_checkpoint(tmp_path: Path) -> None:
-    run(tmp_path / "whole", config(images=160))
-    script = textwrap.dedent(
-        f"""
-        import time
-        from pathlib import Path
-        from deqgen.training import train
-        from tests.training.toy import Regression, config, small_model
-
-        class Halting(Regression):  # alive when killed, however slow or fast the machine
-            def loss(self, *arguments):
-                time.sleep(60 if len(self.seen) == 5 else 0.01)
-                return super().loss(*arguments)
-
-        train(small_model(), Halting(), config(images=160), Path({str(tmp_path / "killed")!r}))
-        """
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
-    )
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    deadline = time.monotonic() + 90
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.02)  # somewhere in the steps, or the checkpoint, after it
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    run(tmp_path / "killed", config(images=160))
-    assert same(state(tmp_path / "whole"), state(tmp_path / "killed"))
-    rows = read_log(tmp_path / "killed" / "log.csv")
-    assert [row.images for row in rows] == list(range(16, 161, 16))
+    whole, stopped = (read_stats(tmp_path / name / "stats.jsonl") for name in ("whole", "stopped"))
+    for row in (*whole, *stopped):
+        del row["seconds"]
+    assert whole == stopped
 
 
 class NotFiniteAt(Regression):
@@ -170,11 +117,11 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     run(tmp_path, config())
-    written = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     objective = Regression()
     run(tmp_path, config(), objective)
     assert objective.seen == []
-    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == written
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
@@ -216,8 +163,14 @@ def test_no_global_random_number_is_drawn(tmp_path: Path) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"ema_ramp": -1.0}, "ema_ramp must not be negative"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"precision": "float8"}, "precision must be one of float32, bfloat16, got 'float8'"),
-        ({"decay": "linear"}, "decay must be one of constant, cosine, inverse-sqrt"),
+        ({"precision": "float8"}, "unknown precision 'float8'. Did you mean 'float"),
+        ({"decay": "linear"}, "unknown decay 'linear'.*constant, cosine, inverse-sqrt"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'. Did you mean 'adamw'"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
+        ({"microbatch": 0}, "microbatch must be at least 1, got 0"),
+        ({"microbatch": 3}, "batch_size 8 is not divisible by microbatch 3 x 1 process = 3"),
+        ({"ema_power": 0.0}, "ema_power must be positive"),
+        ({"ema_power": 6.94, "ema_ramp": 0.05}, "ema_ramp belongs to a half-life"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
@@ -242,3 +195,75 @@ def test_a_compiled_model_trains_as_the_plain_one(
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     for a, b in zip(plain.state_dict().values(), compiled.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Clean(Regression):
+    """Without noise, so that parts see what the whole batch sees."""
+
+    def loss(self, model: nn.Module, indices: Any, generator: torch.Generator) -> Tensor:
+        self.seen.append(indices.tolist())
+        error: Tensor = model(self.inputs[indices]) - self.targets[indices]
+        return error.square().mean()
+
+
+def test_the_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
+    states, seen = [], []
+    for microbatch in (None, 8, 2, 1):
+        objective = Clean(dtype=torch.float64)
+        folder = tmp_path / str(microbatch)
+        settings = config(microbatch=microbatch)
+        train(exact_model(), objective, settings, folder, progress=False)
+        states.append(state(folder)["model"])
+        seen.append([index for part in objective.seen for index in part])
+    assert all(order == seen[0] for order in seen)
+    for other in states[1:]:
+        for name, weight in states[0].items():
+            torch.testing.assert_close(weight, other[name], rtol=1e-12, atol=1e-13)
+    assert same(states[0], states[1])
+
+
+def test_float16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision 'float16' needs a GPU"):
+        run(tmp_path, config(precision="float16"))
+
+
+class Overflow:
+    """A scaler that is enabled, as on a GPU, and whose gradients overflow at some steps."""
+
+    def __init__(self, at: set[int], scale: float) -> None:
+        self.at, self.factor, self.updates = at, scale, 0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss * (torch.inf if self.updates in self.at else 1.0)
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def get_scale(self) -> float:
+        return self.factor
+
+    def unscale_(self, _optimizer: Any) -> None: ...
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+
+    def update(self) -> None:
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": self.factor}
+
+
+def test_steps_that_the_scaler_skips_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, with a stand-in; a scale below 1 can no longer be what overflows."""
+    scalers = [Overflow({1, 2, 6}, 1024.0), Overflow({2}, 0.5)]
+    monkeypatch.setattr("torch.amp.GradScaler", lambda *_, **__: scalers.pop(0))
+    run(tmp_path / "skips", config())
+    rows = read_stats(tmp_path / "skips" / "stats.jsonl")
+    assert [row["skipped_steps"] for row in rows] == [1, 2, 2, 3, 3]
+    assert all(math.isfinite(row["gradient_norm"]) for row in rows)
+    assert all(torch.isfinite(w).all() for w in state(tmp_path / "skips")["model"].values())
+    with pytest.raises(TrainingDiverged, match="after 16 images"):
+        run(tmp_path / "diverges", config())

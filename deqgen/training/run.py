@@ -1,0 +1,231 @@
+"""The state of a run: all that a checkpoint holds, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from deqgen.training.checkpoint import CheckpointError, Checkpoints, Loaded
+from deqgen.training.config import TrainConfig
+from deqgen.training.distributed import by_first, share_buffers
+from deqgen.training.divergence import FOLDER, TrainingDiverged, explain, gather_batch, write_batch
+from deqgen.training.ema import Ema
+from deqgen.training.hooks import Hook, Moment
+from deqgen.training.interrupt import StopRequest
+from deqgen.training.objective import Objective
+from deqgen.training.random_state import random_state, restore_random_state, set_apart
+from deqgen.training.same_run import differences, identity
+from deqgen.training.stats import Stats
+from deqgen.training.stepper import Outcome, Stepper
+
+STATS = "stats.jsonl"
+
+
+class Run:
+    """A training between two of its steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        config: TrainConfig,
+        directory: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model = model.train()
+        self.config = config
+        self.directory = directory
+        self.accelerator = accelerator
+        self.images = 0
+        self.signal: int | None = None
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._skipped = 0
+        self._earlier_seconds = 0.0
+        self.ema = Ema(
+            model,
+            half_life=config.ema_half_life,
+            ramp=config.ema_ramp,
+            power=config.ema_power,
+        )
+        if config.compile:
+            model.compile()  # where it stands, and in the way that suits the model
+        self.stepper = Stepper(model, objective, config, accelerator)
+        self.identity = identity(config, self.stepper.parts, len(objective))
+        self.checkpoints = Checkpoints(directory, keep=config.keep_checkpoints)
+        self._begin()
+        self._started = time.perf_counter()
+        first = accelerator.is_main_process
+        self.stats = Stats(directory / STATS, self.images, writes=first)
+
+    @property
+    def seconds(self) -> float:
+        """Training time over all sessions of the run."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    @property
+    def finished(self) -> bool:
+        return self.images >= self.config.images
+
+    def due(self, interval: int) -> bool:
+        """Whether the last step crossed a multiple of ``interval`` images, or ended the run."""
+        before = self.images - self.config.batch_size
+        return before >= 0 and (self.images // interval > before // interval or self.finished)
+
+    def step(self, stop: StopRequest) -> None:
+        """One optimizer step, unless something is not finite; then the run ends."""
+        before = random_state(self.stepper.device)
+        outcome = self.stepper.step(self.images, stop)
+        if not (outcome.taken or outcome.skipped):
+            self._diverge(outcome, before)
+        self.images += self.config.batch_size
+        self.ema.update(self.model, self.images, self.config.batch_size)
+        self.signal = outcome.signal
+        self._losses.append(outcome.loss)
+        if outcome.skipped:
+            self._skipped += 1
+        else:
+            self._norms.append(outcome.gradient_norm)
+
+    def log(self) -> float:
+        """Close a row of the statistics; return its mean loss."""
+        row = {
+            "loss": _mean(self._losses),
+            "learning_rate": float(self.stepper.optimizers[0].param_groups[0]["lr"]),
+            "gradient_norm": _mean(self._norms),
+            "seconds": round(self.seconds, 3),
+        }
+        if self.stepper.scaler.is_enabled():
+            row["skipped_steps"] = self._skipped
+        self._losses.clear()
+        self._norms.clear()
+        self._record(row)
+        return row["loss"]
+
+    def call(self, hooks: Sequence[Hook]) -> None:
+        """Call the hooks that are due, unless that was done before the run was stopped."""
+        hooks = [hook for hook in hooks if self.due(hook.images)]
+        if not hooks or by_first(self.accelerator, lambda: self.stats.hooks_ran_at) >= self.images:
+            return
+        share_buffers(self.ema.model, self.accelerator)
+        moment = Moment(self.images, self.ema.model, self.accelerator, self.directory)
+        before = random_state(self.stepper.device)
+        row: dict[str, float] = {}
+        for hook in hooks:
+            row.update(hook(moment))
+        restore_random_state(before, self.stepper.device)
+        self._record({**row, "seconds": round(self.seconds, 3)})
+
+    def save(self) -> None:
+        """Write a checkpoint; all processes wait for the first.
+
+        Raises:
+            OSError: the disk is full or not writable, in every process; the old one is untouched.
+        """
+        state = self._state(random_state(self.stepper.device))
+        by_first(self.accelerator, lambda: self._write(self.checkpoints, state))
+
+    def _write(self, checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
+        checkpoints.save(self.images, state, self.model, self.ema.model)
+
+    def _record(self, row: Mapping[str, float]) -> None:
+        self.stats.write({"images": self.images, **row})
+        self.accelerator.log(dict(row), step=self.images)
+
+    def _state(self, random: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds besides the weights; ``random`` is this process's state."""
+        return {
+            "run": self.identity,
+            "optimizers": [optimizer.state_dict() for optimizer in self.stepper.optimizers],
+            "scaler": self.stepper.scaler.state_dict(),
+            "images": self.images,
+            "seconds": self.seconds,
+            "losses": self._losses,
+            "gradient_norms": self._norms,
+            "skipped_steps": self._skipped,
+            "random": gather_object([random]),  # of every process
+        }
+
+    def _begin(self) -> None:
+        """Go on from the newest checkpoint, or from the first process's weights."""
+        rank = self.accelerator.process_index
+        with warnings.catch_warnings():
+            if rank:
+                warnings.simplefilter("ignore")  # the first process tells of damaged checkpoints
+            loaded = self.checkpoints.load()
+        found = gather_object([loaded.images if loaded else 0])
+        if len(set(found)) > 1:
+            raise CheckpointError(
+                f"the processes found checkpoints of {found} images in {self.directory}; it must "
+                "be one folder that all of them see"
+            )
+        if loaded is not None:
+            self._load(loaded)
+        elif rank:
+            set_apart(self.config.seed, rank)
+            # DDP has given this process the first one's weights, after the average was made.
+            self.ema.load_state_dict(self.model.state_dict())
+
+    def _load(self, loaded: Loaded) -> None:
+        state = loaded.state
+        try:
+            if found := differences(state["run"], self.identity):
+                raise CheckpointError(
+                    f"the checkpoint {loaded.path} is of a run with other settings "
+                    f"({'; '.join(found)}); choose another folder, or delete the checkpoints to "
+                    "start over"
+                )
+            self.model.load_state_dict(loaded.model)
+            self.ema.load_state_dict(loaded.ema)
+            pairs = zip(self.stepper.optimizers, state["optimizers"], strict=True)
+            for optimizer, saved in pairs:
+                optimizer.load_state_dict(saved)
+            self.stepper.scaler.load_state_dict(state["scaler"])
+            self.images = int(state["images"])
+            self._earlier_seconds = float(state["seconds"])
+            self._losses, self._norms = list(state["losses"]), list(state["gradient_norms"])
+            self._skipped = int(state["skipped_steps"])
+            rank = self.accelerator.process_index
+            if rank < len(state["random"]):
+                restore_random_state(state["random"][rank], self.stepper.device)
+            else:  # there were fewer processes then
+                set_apart(self.config.seed, rank)
+        except CheckpointError:
+            raise
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint {loaded.path} lacks its {error}") from None
+        except (RuntimeError, ValueError, TypeError) as error:
+            message = f"{loaded.path} is of another model: {str(error)[:300]}"
+            raise CheckpointError(message) from None
+
+    def _diverge(self, outcome: Outcome, random: Mapping[str, Any]) -> NoReturn:
+        """Leave the batch and the state before the step, and end the run in all processes."""
+        folder = self.directory / FOLDER
+        ranks = gather_batch(self.stepper.last, self.accelerator)
+        state = self._state(random)
+
+        def write() -> None:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
+            write_batch(folder, self.images, outcome, ranks)
+            self._write(Checkpoints(folder, keep=1), state)
+
+        where = f"{folder} holds the examples of the batch and the state before it."
+        try:
+            by_first(self.accelerator, write)
+        except OSError as error:
+            where = f"The state before it could not be written to {folder}: {error}."
+        rate = float(self.stepper.optimizers[0].param_groups[0]["lr"])
+        raise TrainingDiverged(explain(self.images, outcome, rate, where))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
