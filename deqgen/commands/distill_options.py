@@ -113,9 +113,9 @@ class RunOptions:
     Args:
         outdir: runs get numbered folders in it: 00000-MODEL-PAIRS.
         desc: a few words to end the folder's name with.
-        resume: auto goes on with the newest unfinished run in the outdir that has this very
-            configuration, and begins a new one where there is none; never begins a new one; a path
-            is the folder of the run to go on with.
+        resume: with auto, the newest unfinished run in the outdir that has this very configuration
+            goes on, and where there is none a new one begins; with never, a new one begins in any
+            case; a path is the folder of the run to go on with.
         dry_run: print the configuration and what would happen; do nothing.
         trackers: tensorboard, wandb.
         device: auto takes the GPU of each process where there is one. CUDA_VISIBLE_DEVICES chooses
