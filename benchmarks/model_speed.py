@@ -171,3 +171,29 @@ def speeds(rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
             # Compiled, a case takes a quarter of an hour: show what is known.
             print(table(rows[-3:]), file=sys.stderr, flush=True)
     return rows
+
+
+def beside_itself(rounds: int) -> list[dict[str, Any]]:
+    """What a ratio is worth: torchdeq beside itself, measured alike, GET-S/2 in bfloat16."""
+    name = "GET-S/2"
+    model: Any = create_model(name)
+    generator = torch.Generator().manual_seed(0)
+    case = Case(model, torch.randn(BATCHES[name], 3, 32, 32, generator=generator), half=True)
+    programs: dict[str, Callable[[], object]] = {}
+    for who in ("first", "second"):
+        programs[f"training/{who}"] = partial(case.train, Driven(model))
+        programs[f"inference/{who}"] = partial(case.infer, Driven(model))
+    times = each_round(programs, rounds, seconds=180)
+    rows = []
+    for what in ("training", "inference"):
+        pairs = times[f"{what}/first"], times[f"{what}/second"]
+        ratios = sorted(map(truediv, *pairs))
+        rows.append(
+            {
+                "what": what,
+                "ratio": statistics.median(ratios),
+                "least": ratios[0],
+                "most": ratios[-1],
+            }
+        )
+    return rows

@@ -7,7 +7,8 @@ With glibc, begin the line with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=171798
 then keeps the memory that it was given. Else each large tensor is mapped anew, page by page, which
 takes up to a fifth of a step and a different share each time.
 
-Parts: ``eager``, and ``compiled`` (the same under torch.compile, which takes minutes to compile).
+Parts: ``eager``, ``compiled`` (the same under torch.compile, which takes minutes to compile), and
+``noise`` (torchdeq beside itself: how far from 1 a ratio comes by chance).
 The tables are printed, and written as Markdown beside a JSON file. Ratios above 1 favour us.
 """
 
@@ -16,10 +17,10 @@ from __future__ import annotations
 from functools import partial
 
 import tyro
-from model_speed import speeds
+from model_speed import beside_itself, speeds
 from report import Options, Parts, report
 
-PARTS: Parts = {"eager": speeds, "compiled": partial(speeds, compiled=True)}
+PARTS: Parts = {"eager": speeds, "compiled": partial(speeds, compiled=True), "noise": beside_itself}
 
 
 def main(options: Options) -> None:
