@@ -66,6 +66,7 @@ def stats(
     out: Annotated[Path, arg(metavar="OUT.npz")],
     /,
     features: str = "cifar10",
+    split: str | None = None,
 ) -> None:
     """Write the mean and covariance of an archive's features, in EDM's format (mu, sigma).
 
@@ -78,7 +79,11 @@ def stats(
         out: The file to write.
         features: The network that looks at the images: a name, a file or a URL, as for deqgen
             evaluate.
+        split: Which part of its data set the archive is, such as train; stands beside every number
+            that is measured against this file.
     """
+    from dataclasses import replace
+
     from deqgen.evaluation import load_features
     from deqgen.evaluation.statistics import archive_reference, save_statistics
     from deqgen.processes import pick_device
@@ -87,6 +92,8 @@ def stats(
         raise ValueError(f"statistics are a .npz file, got {str(out)!r}")
     network = load_features(features, device=pick_device())
     reference = archive_reference(src, classifier=network, progress=True)
+    if split is not None:
+        reference = replace(reference, split=split)
     save_statistics(reference, out)
     whose = (
         "the CIFAR-10 classifier that ships with deqgen (not Inception's)"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
@@ -44,7 +47,8 @@ def evaluate(
         features: The network that looks at the images: a name, a file or a URL.
         reference: What to compare with: cifar10 (its training images, for the features cifar10), an
             .npz with mu and sigma, or images.
-        count: Images in all; default: 50,000 of a model, all that there are of a file.
+        count: Images in all; default: 50,000 of a model, all that there are of a file. Fewer of a
+            file are drawn from all of it, always the same.
         metrics: Of fd kid is pr dc: Frechet distance, kernel distance, Inception score, precision
             and recall, density and coverage.
         seed_start: Seed of the first image of a model.
@@ -58,7 +62,8 @@ def evaluate(
         batch_size: Images at a time.
         device: Such as cuda:1 or cpu; auto takes the process's own GPU where there is one.
         precision: Of the model; the features are in float32 in any case.
-        out: A .json file for all numbers and fingerprints.
+        out: A .json file for all numbers and fingerprints; of a sweep it grows row by row. A file
+            that exists is not replaced.
     """
     import warnings
 
@@ -67,9 +72,7 @@ def evaluate(
 
     check_metrics(metrics)
     if out is not None:
-        if out.suffix != ".json":
-            raise ValueError(f"--out is a .json file, got {str(out)!r}")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_out(out)
     shared: dict[str, Any] = {"metrics": metrics, "batch_size": batch_size}
     for_models: dict[str, Any] = {
         "seed_start": seed_start,
@@ -88,9 +91,12 @@ def evaluate(
                 source, features, reference, count, shared, together
             )
         else:
-            options = {**shared, **for_models}
+            save = partial(_save, out=out) if out is not None and together.rank == 0 else None
+            options = {**shared, **for_models, "after_row": save}
             found = _measure_model(source, features, reference, count, options, together)
         if together.rank == 0:
+            if out is not None and not isinstance(found, list):
+                _save([found], out)
             _tell(found, out)
 
 
@@ -125,7 +131,8 @@ def _measure_model(
     tol = options.pop("tol")
     if tol is not None:
         options["tol"] = Tolerance(atol=0.0, rtol=tol) if tol else None
-    model = open_model(source, device=together.device)
+    checkpoint = _checkpoint(Path(source))
+    model = open_model(checkpoint or source, device=together.device)
     return sweep_model(
         model,
         features,
@@ -134,17 +141,55 @@ def _measure_model(
         solvers=options.pop("solver") or (None,),
         max_steps=options.pop("max_steps") or (None,),
         name=source,
-        weights=_weights(Path(source)),
+        weights=_weights(Path(source), checkpoint),
         processes=together,
         progress=together.rank == 0,
         **options,
     )
 
 
-def _weights(source: Path) -> str:
-    """Which weights :func:`open_model` takes."""
-    averaged = (source / "checkpoints").exists() or (source / "ema.safetensors").exists()
-    return "EMA" if averaged or source.stem == "ema" else f"as saved in {source.name}"
+def _checkpoint(source: Path) -> Path | None:
+    """The checkpoint that a folder of a training run stands for, so that it can be named."""
+    from deqgen.training.checkpoint import Checkpoints
+
+    if not source.is_dir():
+        return None
+    if (source / "ema.safetensors").exists():
+        return source.resolve()  # not "latest", which is another one tomorrow
+    run = source.parent if source.name == "checkpoints" else source
+    return Checkpoints(run).newest()
+
+
+def _weights(source: Path, checkpoint: Path | None) -> str:
+    """Which weights :func:`open_model` takes, of a source or of the checkpoint that it is."""
+    if checkpoint is not None:
+        return f"EMA of checkpoint {checkpoint.name}"
+    if source.name != "ema.safetensors":
+        return f"as saved in {source.name}"
+    folder = source.resolve().parent
+    return f"EMA of checkpoint {folder.name}" if folder.parent.name == "checkpoints" else "EMA"
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a file that could not be written, before the long part."""
+    from deqgen.data.sample_writers import check_free
+
+    if out.suffix != ".json":
+        raise ValueError(f"--out is a .json file, got {str(out)!r}")
+    check_free(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def _save(rows: Sequence[Evaluation | SweepRow], out: Path) -> None:
+    """Write all numbers so far; a failure leaves those of before."""
+    from deqgen.atomic import write_text
+
+    plain = {"rows": [row.to_dict() for row in rows]}
+    write_text(out, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def _refuse_model_options(source: str, options: dict[str, Any], together: Processes) -> None:
@@ -160,7 +205,6 @@ def _refuse_model_options(source: str, options: dict[str, Any], together: Proces
 
 
 def _tell(found: Evaluation | list[SweepRow], out: Path | None) -> None:
-    from deqgen.atomic import write_text
     from deqgen.evaluation.provenance import labelled
     from deqgen.evaluation.result import ENOUGH, few_samples
     from deqgen.evaluation.table import images_table, sweep_table
@@ -171,10 +215,8 @@ def _tell(found: Evaluation | list[SweepRow], out: Path | None) -> None:
     print("", first.fingerprint.summary(repeats), sep="\n")
     for name, reason in first.left_out.items():
         print(labelled("left out", f"{name}: {reason}"))
-    sys.stdout.flush()
     if out is not None:
-        rows = [row.to_dict() for row in found] if isinstance(found, list) else [found.to_dict()]
-        write_text(out, json.dumps({"rows": rows}, indent=2, allow_nan=False) + "\n")
         print(labelled("written", str(out)))
+    sys.stdout.flush()
     if first.fingerprint.images < ENOUGH:
         print(f"deqgen: {few_samples(first.fingerprint.images)}.", file=sys.stderr)

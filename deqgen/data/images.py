@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,13 +55,14 @@ class ImageZip:
 
 
 def iterate_image_zip(
-    path: str | Path, *, batch_size: int = 256
+    path: str | Path, *, batch_size: int = 256, chosen: Sequence[int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Read an image zip batch by batch, in the sorted order of the file names.
 
     Args:
         path: the archive; see :class:`ImageZip` for its layout.
         batch_size: images at a time; the last batch may be smaller.
+        chosen: places in that order; the others are not read. None for all.
 
     Yields:
         Images ``(B, C, H, W)`` uint8 and labels ``(B,)`` int64.
@@ -73,12 +74,14 @@ def iterate_image_zip(
     shape: tuple[int, ...] | None = None
     with _opened(path) as (archive, labels):
         names = sorted(labels)
+        if chosen is not None:
+            names = [names[place] for place in chosen]
         for start in range(0, len(names), batch_size):
-            chosen = names[start : start + batch_size]
-            images = [_read_image(archive, path, name) for name in chosen]
+            part = names[start : start + batch_size]
+            images = [_read_image(archive, path, name) for name in part]
             shape = _one_shape(path, shape, images)
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, C, H, W)
-            yield pixels.contiguous(), torch.tensor([labels[name] for name in chosen])
+            yield pixels.contiguous(), torch.tensor([labels[name] for name in part])
 
 
 def count_image_zip(path: str | Path) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.evaluation.manifold import Manifold
+from deqgen.evaluation.moments_check import checked_moments
 
 NOT_STATED = "not stated"
 
@@ -211,7 +212,8 @@ def load_reference(path: str | Path | None = None) -> Reference:
     """The shipped moments of the CIFAR-10 training images, or those in a file.
 
     Raises:
-        EvaluationInputError: there is no such file, or it is not a reference.
+        EvaluationInputError: there is no such file, it is not a reference, or no Gaussian has its
+            moments.
     """
     if path is None:
         with as_file(files("deqgen") / "assets" / "cifar10_reference.safetensors") as embedded:
@@ -221,14 +223,19 @@ def load_reference(path: str | Path | None = None) -> Reference:
     try:
         with safe_open(str(path), framework="pt") as stored:
             notes = stored.metadata() or {}
+            mean, covariance = checked_moments(
+                stored.get_tensor("mean"), stored.get_tensor("covariance"), path
+            )
             return Reference(
-                mean=stored.get_tensor("mean").double(),
-                covariance=stored.get_tensor("covariance").double(),
+                mean=mean,
+                covariance=covariance,
                 images=int(notes["images"]),
                 name=notes["name"],
                 classifier=notes["classifier"],
                 split=notes.get("split", NOT_STATED),
             )
+    except EvaluationInputError:
+        raise
     except (SafetensorError, KeyError, ValueError) as error:
         raise EvaluationInputError(
             f"{path} is not a reference (mean, covariance; metadata images, name, classifier): "

@@ -1,15 +1,22 @@
 """Images in files, batch by batch: an EDM-style zip, a folder, or an ``.npz`` as ADM writes it.
 
+Files are often sorted by class, and then neither their first images nor their tenths are like the
+whole. So those that are chosen, and the order that they count in, are those of a permutation that
+depends on the number of images alone. They are read in the order of the file all the same, each
+once, because an array in an archive can be read in no other way without holding it.
+
 Letters: N images, B images of a batch, C channels, H and W sides.
 """
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -32,6 +39,8 @@ _UNREADABLE = (
     NotImplementedError,
     ValueError,
 )
+ORDER_SEED = 0
+_DENSEST = 1032  # bytes that deflate packs into one, at most
 _MODEL_FILES = ("model.safetensors", "ema.safetensors", "checkpoints")
 
 
@@ -46,10 +55,23 @@ class ImageSource:
 
     name: str
     count: int
-    _read: Callable[[int], Iterator[Tensor]]
+    _read: Callable[[Sequence[int], int], Iterator[Tensor]]
+
+    def order(self, count: int) -> Tensor:
+        """Places (count,) int64 in the file of the first images of the permutation."""
+        generator = torch.Generator().manual_seed(ORDER_SEED)
+        return torch.randperm(self.count, generator=generator)[:count]
+
+    def in_order(self, rows: Tensor) -> Tensor:
+        """Rows of what :meth:`batches` gave, one an image, in the order of the permutation."""
+        ordered = torch.empty_like(rows)
+        ordered[self.order(len(rows)).argsort()] = rows
+        return ordered
 
     def batches(self, batch_size: int, count: int) -> Iterator[Tensor]:
-        """The first ``count`` images, uint8 (B, 3, H, W), in their order.
+        """The first ``count`` images of the permutation, uint8 (B, 3, H, W), as the file has them.
+
+        All images, in the order of the file, where ``count`` is their number.
 
         Raises:
             EvaluationInputError: fewer images than that, or ``batch_size`` below 1.
@@ -58,8 +80,7 @@ class ImageSource:
             raise EvaluationInputError(f"batch_size must be at least 1, got {batch_size}")
         if count > self.count:
             raise EvaluationInputError(f"{self.name} holds {self.count} images, not {count}")
-        for start, images in zip(range(0, count, batch_size), self._read(batch_size), strict=False):
-            yield images[: count - start]
+        yield from self._read(self.order(count).sort().values.tolist(), batch_size)
 
 
 def is_images(path: str | Path) -> bool:
@@ -97,33 +118,36 @@ def open_images(path: str | Path) -> ImageSource:
     path = Path(path)
     if path.is_dir():
         paths = ImageFolder.find(path).paths
-        return ImageSource(path.name, len(paths), lambda size: _folder(path, paths, size))
+        return ImageSource(path.name, len(paths), partial(_folder, path, paths))
     if path.suffix == ".npz":
         shape = _array_shape(path)
-        return ImageSource(path.name, shape[0], lambda size: _array(path, shape, size))
+        return ImageSource(path.name, shape[0], partial(_array, path, shape))
     if path.suffix != ".zip":
         raise EvaluationInputError(
             f"{path} is no source of images: an image archive (.zip), a folder, or an .npz with "
             "arr_0"
         )
     count = count_image_zip(path)
-    return ImageSource(path.name, count, lambda size: _archive(path, size))
+    return ImageSource(path.name, count, partial(_archive, path))
 
 
-def _archive(path: Path, size: int) -> Iterator[Tensor]:
-    return (images for images, _ in iterate_image_zip(path, batch_size=size))
+def _archive(path: Path, chosen: Sequence[int], size: int) -> Iterator[Tensor]:
+    return (images for images, _ in iterate_image_zip(path, batch_size=size, chosen=chosen))
 
 
-def _folder(folder: Path, paths: tuple[Path, ...], size: int) -> Iterator[Tensor]:
-    waiting = iter(paths)
+def _folder(
+    folder: Path, paths: tuple[Path, ...], chosen: Sequence[int], size: int
+) -> Iterator[Tensor]:
+    waiting = iter([paths[place] for place in chosen])
+    first = paths[chosen[0]].name if chosen else ""
     shape: tuple[int, ...] | None = None
-    while chosen := list(islice(waiting, size)):
-        pixels = [np.asarray(read_rgb(path)) for path in chosen]  # (H, W, 3)
+    while part := list(islice(waiting, size)):
+        pixels = [np.asarray(read_rgb(path)) for path in part]  # (H, W, 3)
         shape = shape or pixels[0].shape
-        for path, image in zip(chosen, pixels, strict=True):
+        for path, image in zip(part, pixels, strict=True):
             if image.shape != shape:
                 raise EvaluationInputError(
-                    f"images of one size are measured, but {paths[0].name} in {folder} is {shape} "
+                    f"images of one size are measured, but {first} in {folder} is {shape} "
                     f"and {path.name} {image.shape}"
                 )
         yield _channels_first(np.stack(pixels))
@@ -137,19 +161,30 @@ def _array_shape(path: Path) -> tuple[int, ...]:
                 f"{path}: arr_0 must be uint8 (N, H, W, 3), as ADM's evaluator reads it; got "
                 f"{dtype} {shape}"
             )
+        if 0 in shape[1:] or prod(shape) > _DENSEST * path.stat().st_size:
+            raise EvaluationInputError(
+                f"{path} has {path.stat().st_size} bytes and cannot hold images of shape {shape}"
+            )
         return shape
 
 
-def _array(path: Path, shape: tuple[int, ...], size: int) -> Iterator[Tensor]:
-    image = prod(shape[1:])
+def _array(
+    path: Path, shape: tuple[int, ...], chosen: Sequence[int], size: int
+) -> Iterator[Tensor]:
+    image, here = prod(shape[1:]), 0
     with _opened(path) as (stream, _, _):
-        for start in range(0, shape[0], size):
-            rows = min(size, shape[0] - start)
-            content = stream.read(rows * image)
-            if len(content) != rows * image:
-                raise EvaluationInputError(f"{path} is cut short: arr_0 ends after {start} images")
-            pixels = np.frombuffer(content, dtype=np.uint8).reshape(rows, *shape[1:])
-            yield _channels_first(pixels)
+        for start in range(0, len(chosen), size):
+            rows = []
+            for place in chosen[start : start + size]:
+                stream.seek((place - here) * image, os.SEEK_CUR)
+                rows.append(stream.read(image))
+                if len(rows[-1]) != image:
+                    raise EvaluationInputError(
+                        f"{path} is cut short: arr_0 has not all of its {shape[0]} images"
+                    )
+                here = place + 1
+            pixels = np.frombuffer(b"".join(rows), dtype=np.uint8)
+            yield _channels_first(pixels.reshape(len(rows), *shape[1:]))
 
 
 @contextmanager

@@ -97,6 +97,22 @@ def check_network(network: FeatureNetwork, reference: Reference) -> None:
         )
 
 
+def missing(
+    metrics: Iterable[str], reference: Reference, network: FeatureNetwork
+) -> dict[str, str]:
+    """The metrics of these that cannot be had, with the reason.
+
+    Raises:
+        EvaluationInputError: none of them can.
+    """
+    asked = list(metrics)
+    reasons = {name: why for name in asked if (why := _missing(name, reference, network))}
+    if len(reasons) == len(asked):
+        said = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise EvaluationInputError(f"none of the metrics asked for can be had. {said}")
+    return reasons
+
+
 def score(
     measured: Measured, reference: Reference, network: FeatureNetwork, metrics: Iterable[str]
 ) -> Scores:
@@ -107,10 +123,13 @@ def score(
         reference: of the same network.
         network: gives the numbers their names.
         metrics: of ``METRICS``.
+
+    Raises:
+        EvaluationInputError: none of them can be had.
     """
     asked = check_metrics(metrics)
     values: dict[str, float] = {}
-    left_out = {name: why for name in asked if (why := _missing(name, reference, network))}
+    left_out = missing(asked, reference, network)
     suffix = "" if network.distance == "fid" else f"_{network.distance.removeprefix('fd_')}"
     wanted = [name for name in asked if name not in left_out]
     if "fd" in wanted:
@@ -129,10 +148,13 @@ def score(
     return Scores(values, left_out)
 
 
-def kernel_subset_size(count: int, reference: Reference) -> int:
-    """Images a subset of the kernel distance draws: a thousand, or all where there are fewer."""
+def kernel_subset_size(count: int, reference: Reference) -> int | None:
+    """Images a subset of the kernel distance draws: a thousand, or all where there are fewer.
+
+    None where the reference has no feature vectors, or too few, so that there is no such distance.
+    """
     there = 0 if reference.features is None else len(reference.features)
-    return min(KERNEL_SUBSET_SIZE, count, there)
+    return None if there < LEAST_IMAGES["kid"] else min(KERNEL_SUBSET_SIZE, count, there)
 
 
 def _missing(name: str, reference: Reference, network: FeatureNetwork) -> str | None:
@@ -151,11 +173,13 @@ def _missing(name: str, reference: Reference, network: FeatureNetwork) -> str | 
 
 def _kernel(measured: Measured, reference: Reference) -> tuple[float, float]:
     assert measured.features is not None and reference.features is not None
+    size = kernel_subset_size(measured.moments.count, reference)
+    assert size is not None
     return kernel_distance(
         measured.features.to(reference.features.device),
         reference.features,
         subsets=KERNEL_SUBSETS,
-        subset_size=kernel_subset_size(measured.moments.count, reference),
+        subset_size=size,
         seed=KERNEL_SEED,
     )
 

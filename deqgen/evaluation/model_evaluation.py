@@ -7,8 +7,10 @@ Letters: N images, B images of a batch, C channels, H and W sides.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.evaluation.features import FeatureNetwork, load_features
 from deqgen.evaluation.frechet import NOT_STATED, Reference, fingerprint
 from deqgen.evaluation.generated import GeneratedImages, Solve
-from deqgen.evaluation.image_source import ImageSource, open_images
+from deqgen.evaluation.image_source import ORDER_SEED, ImageSource, open_images
 from deqgen.evaluation.label_policy import check_policy, described
 from deqgen.evaluation.measuring import Measured, measure
 from deqgen.evaluation.metrics import (
@@ -31,6 +33,7 @@ from deqgen.evaluation.metrics import (
     check_metrics,
     check_network,
     kernel_subset_size,
+    missing,
     score,
 )
 from deqgen.evaluation.provenance import Fingerprint, deqgen_version
@@ -46,7 +49,7 @@ DEFAULT_METRICS = ("fd", "is")
 def evaluate_model(
     model: GenerativeModel,
     features: FeatureNetwork | str | Path = "cifar10",
-    reference: Reference | str | Path = "cifar10",
+    reference: Reference | str | Path | None = "cifar10",
     count: int = ENOUGH,
     *,
     seed_start: int = 0,
@@ -69,7 +72,8 @@ def evaluate_model(
         features: name, path or URL for :func:`load_features`, which puts the network where the
             model is; or the network.
         reference: what to compare with, as :func:`open_reference` takes it, or a reference. Open it
-            once, with ``keep_features`` where metrics need them, if you evaluate often.
+            once, with ``keep_features`` where metrics need them, if you evaluate often. Rank 0
+            alone opens and needs it; the other processes may have None.
         count: N. Others measure 50,000.
         seed_start: the seeds are this and the ``count - 1`` that follow. Those below ten million
             were never trained on.
@@ -85,15 +89,17 @@ def evaluate_model(
         name: what the fingerprint calls the model; None for its architecture.
         weights: which weights they are, such as ``"EMA"``, for the fingerprint.
         processes: those that share the seeds. Every one makes this call, and the numbers are rank
-            0's: the others get an evaluation without metrics.
+            0's: the others get an evaluation without metrics, whose fingerprint says no more of the
+            reference than they were given.
         progress: show a progress bar, of rank 0's seeds.
 
     Warns:
         FewSamplesWarning: below 50,000 images.
 
     Raises:
-        EvaluationInputError: too few images for a metric, images that are not finite or that the
-            network refuses, a reference of another network.
+        EvaluationInputError: too few images for a metric, no metric that can be had, images that
+            are not finite or that the network refuses, a reference of another network.
+        ProcessError: rank 0 could not open the reference; it says why.
         ValueError: an unknown name (the nearest match is named), or an option out of range.
     """
     started = time.perf_counter()
@@ -104,10 +110,10 @@ def evaluate_model(
     place = next(model.parameters()).device
     together = processes or Processes(0, 1, place)
     loud = progress and together.rank == 0
-    network, held = open_both(features, reference, asked, place, loud)
+    network, held = open_both(features, reference, asked, place, loud, together)
     seeds = together.share(range(seed_start, seed_start + count))
     made = GeneratedImages(model, seeds, policy, solve, batch_size, loud)
-    measured = _look(made, network, asked)
+    measured = _look(made if len(seeds) else (), network, asked)  # more processes than images
     parts = together.gather({"measured": measured.plain(), "spent": made.evaluations})
     notes = {
         "images": count,
@@ -138,7 +144,8 @@ def evaluate_images(
         images: a file or folder for :func:`open_images`, or floating-point (N, 3, H, W) in [-1, 1].
         features: as for :func:`evaluate_model`.
         reference: as for :func:`evaluate_model`.
-        count: the first so many; None for all.
+        count: so many of them, the first of a permutation that depends on their number alone (see
+            :mod:`deqgen.evaluation.image_source`); None for all.
         metrics: as for :func:`evaluate_model`.
         batch_size: images at a time.
         device: where a network that is loaded here goes.
@@ -156,9 +163,13 @@ def evaluate_images(
     chosen = source.count if count is None else count
     asked = check_request(metrics, chosen, batch_size)
     batches = source.batches(batch_size, chosen)
-    network, held = open_both(features, reference, asked, torch.device(device), progress)
+    place = torch.device(device)
+    network, held = open_both(features, reference, asked, place, progress, Processes(0, 1, place))
     measured = _look(_shown(batches, chosen, progress), network, asked)
-    notes = {"images": chosen, "source": source.name}
+    if measured.logits is not None:
+        measured = replace(measured, logits=source.in_order(measured.logits))
+    order = f"permutation of {source.count:,}, seed {ORDER_SEED}"
+    notes = {"images": chosen, "source": source.name, "order": order}
     parts = [{"measured": measured.plain(), "spent": None}]
     return _finished(parts, network, held, asked, notes, started)
 
@@ -182,25 +193,44 @@ def check_seeds(start: int, count: int) -> None:
 
 def open_both(
     features: FeatureNetwork | str | Path,
-    reference: Reference | str | Path,
+    reference: Reference | str | Path | None,
     metrics: Sequence[str],
     place: torch.device,
     progress: bool,
-) -> tuple[FeatureNetwork, Reference]:
-    """The network and a reference of it, with the feature vectors that the metrics need."""
+    together: Processes,
+) -> tuple[FeatureNetwork, Reference | None]:
+    """The network, and on rank 0 a reference of it with the feature vectors that metrics need.
+
+    What has to be opened is opened by rank 0 alone while the others wait, so that a reference that
+    is refused stops them before they make an image. With ``progress`` it is said which metrics
+    cannot be had.
+
+    Raises:
+        EvaluationInputError: a reference of another network, or none of the metrics can be had.
+    """
     network = (
         load_features(features, device=place) if isinstance(features, str | Path) else features
     )
+    if reference is None:
+        if together.rank == 0:
+            raise EvaluationInputError("rank 0 makes the numbers, and needs a reference for them")
+        return network, None
     if isinstance(reference, Reference):
         check_network(network, reference)
+        missing(metrics, reference, network)
         return network, reference
-    keep = bool(NEED_FEATURES & set(metrics))
-    return network, open_reference(reference, network, keep_features=keep, progress=progress)
+    held = None
+    if together.rank == 0:
+        keep = bool(NEED_FEATURES & set(metrics))
+        held = open_reference(reference, network, keep_features=keep, progress=progress)
+        for name, reason in missing(metrics, held, network).items():
+            if progress:
+                print(f"deqgen: {name} will be left out: {reason}.", file=sys.stderr)
+    together.barrier()
+    return network, held
 
 
-def _look(
-    batches: GeneratedImages | Iterator[Tensor], network: FeatureNetwork, metrics: Sequence[str]
-) -> Measured:
+def _look(batches: Iterable[Tensor], network: FeatureNetwork, metrics: Sequence[str]) -> Measured:
     return measure(
         batches,
         network,
@@ -212,7 +242,7 @@ def _look(
 def _finished(
     parts: list[dict[str, Any]] | None,
     network: FeatureNetwork,
-    reference: Reference,
+    reference: Reference | None,
     metrics: tuple[str, ...],
     notes: dict[str, Any],
     started: float,
@@ -221,18 +251,20 @@ def _finished(
     marks = Fingerprint(
         features=network.name,
         features_hash=network.fingerprint,
-        reference=reference.name,
-        reference_hash=reference.hash,
-        reference_images=reference.images,
-        split=reference.split,
+        reference=reference.name if reference else NOT_STATED,
+        reference_hash=reference.hash if reference else NOT_STATED,
+        reference_images=reference.images if reference else 0,
+        split=reference.split if reference else NOT_STATED,
         deqgen=deqgen_version(),
         torch=torch.__version__,
         kernel_subset_size=(
-            kernel_subset_size(notes["images"], reference) if "kid" in metrics else None
+            kernel_subset_size(notes["images"], reference)
+            if reference and "kid" in metrics
+            else None
         ),
         **notes,
     )
-    if parts is None:
+    if parts is None or reference is None:
         return Evaluation({}, marks, seconds=time.perf_counter() - started)
     warn_of_few(notes["images"])
     found = score(Measured.joined([p["measured"] for p in parts]), reference, network, metrics)
@@ -248,9 +280,11 @@ def _held(images: Tensor) -> ImageSource:
             f"images must be floating point (N, 3, H, W) in [-1, 1], got {images.dtype} "
             f"{tuple(images.shape)}"
         )
-    return ImageSource(
-        "a tensor of images", len(images), lambda size: iter(torch.split(images, size))
-    )
+
+    def read(chosen: Sequence[int], size: int) -> Iterator[Tensor]:
+        return (images[list(chosen[at : at + size])] for at in range(0, len(chosen), size))
+
+    return ImageSource("a tensor of images", len(images), read)
 
 
 def _shown(batches: Iterator[Tensor], count: int, progress: bool) -> Iterator[Tensor]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from deqgen.evaluation.frechet import NOT_STATED
+from deqgen.versions import installed_version
 
 QUANTISATION = "256 levels, as a saved PNG"
 
@@ -27,17 +29,19 @@ class Fingerprint:
         images: how many were measured.
         source: the model's name, or the file of images.
         seeds: first and last, such as ``"0..49999"``; the order of the images is theirs.
+        order: of images that exist, which the parts of the Inception score are cut from and the
+            first of which are taken where not all are.
         labels: ``"uniform"`` (seed modulo classes), ``"random"`` (drawn by the seed's generator),
             ``"class 3"``, or None for an unconditional model.
         model_hash: of the weights.
-        weights: which weights these are, such as ``"EMA"``.
+        weights: which weights these are, such as ``"EMA of checkpoint 000000012800"``.
         solver: with its options.
         max_steps: most evaluations of the equilibrium's cell.
         tol: where a sample's solve ended before that.
         precision: of the generator; the features are always float32.
         kernel_subset_size: images a subset of the kernel distance.
         quantisation: of the images before they were looked at.
-        deqgen: version.
+        deqgen: version, and the git commit where it runs from a checkout.
         torch: version.
     """
 
@@ -52,6 +56,7 @@ class Fingerprint:
     deqgen: str
     torch: str
     seeds: str | None = None
+    order: str | None = None
     labels: str | None = None
     model_hash: str | None = None
     weights: str = NOT_STATED
@@ -77,6 +82,7 @@ class Fingerprint:
             self.source,
             f"{self.images:,} images",
             f"seeds {self.seeds}{more}" if self.seeds else None,
+            f"order {self.order}" if self.order else None,
             f"labels {self.labels}" if self.labels else None,
             f"weights {self.weights} {self.model_hash}" if self.model_hash else None,
             self.precision,
@@ -103,9 +109,14 @@ def labelled(label: str, text: str) -> str:
     )
 
 
+@cache
 def deqgen_version() -> str:
-    """The installed version, or that there is none."""
-    try:
-        return version("deqgen")
-    except PackageNotFoundError:
-        return "not installed"
+    """The installed version and the git commit, as far as there are any; found once a process."""
+    from deqgen.training.environment import describe_checkout  # training imports this package
+
+    checkout = describe_checkout(Path(__file__).resolve().parent)
+    said = installed_version() or "not installed"
+    if checkout is None:
+        return said
+    changed = " with changes" if checkout["dirty"] else ""
+    return f"{said}, git {checkout['commit'][:12]}{changed}"

@@ -17,8 +17,16 @@ from deqgen.evaluation.image_source import ImageSource, is_images, open_images
 from deqgen.evaluation.measuring import measure
 from deqgen.evaluation.metrics import check_network
 from deqgen.evaluation.statistics import load_statistics
+from deqgen.teachers.names import unknown
 
 EMBEDDED = "cifar10"
+_SOURCES = (
+    EMBEDDED,
+    "an .npz with mu and sigma or with images in arr_0",
+    "a .safetensors of save_reference",
+    "an image archive (.zip)",
+    "a folder of images",
+)
 
 
 def open_reference(
@@ -43,8 +51,9 @@ def open_reference(
         progress: show a progress bar.
 
     Raises:
-        EvaluationInputError: nothing there, an unreadable file, a reference of another network, or
-            images that the network refuses.
+        EvaluationInputError: nothing there (the nearest match is named), an unreadable file,
+            moments that no Gaussian has, a reference of another network, or images that the
+            network refuses.
         ImageZipError: a damaged archive.
     """
     path = Path(source)
@@ -54,6 +63,8 @@ def open_reference(
         reference = load_reference(path)
     elif path.suffix == ".npz" and not is_images(path):
         reference = load_statistics(path, unstated=True)
+    elif not path.exists() and path.suffix not in (".npz", ".zip"):
+        raise EvaluationInputError(unknown("reference", str(source), _SOURCES))
     else:
         return _measured(open_images(path), network, keep_features, batch_size, progress)
     check_network(network, reference)

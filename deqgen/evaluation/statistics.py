@@ -26,6 +26,7 @@ from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.evaluation.features import FeatureNetwork
 from deqgen.evaluation.frechet import NOT_STATED, Reference
 from deqgen.evaluation.measuring import measure
+from deqgen.evaluation.moments_check import checked_moments
 
 SIDE = IMAGE_SHAPE[1]
 
@@ -116,8 +117,8 @@ def archive_reference(
 def save_statistics(reference: Reference, path: str | Path) -> None:
     """Write moments as an ``.npz`` with EDM's keys ``mu`` (F,) and ``sigma`` (F, F), float64.
 
-    Beside them stand ``images``, ``name`` and ``classifier``, so that they are never taken for the
-    statistics of Inception features, which have the same two keys.
+    Beside them stand ``images``, ``name``, ``classifier`` and ``split``, so that they are never
+    taken for the statistics of Inception features, which have the same two keys.
 
     Args:
         reference: of :func:`archive_reference` or :func:`deqgen.evaluation.make_reference`.
@@ -138,6 +139,7 @@ def save_statistics(reference: Reference, path: str | Path) -> None:
             images=np.array(reference.images),
             name=np.array(reference.name),
             classifier=np.array(reference.classifier),
+            split=np.array(reference.split),
         )
 
 
@@ -150,7 +152,8 @@ def load_statistics(path: str | Path, *, unstated: bool = False) -> Reference:
             features) and say neither the network nor the number of images.
 
     Raises:
-        EvaluationInputError: no such file, not such a file, or EDM's own where it is not asked for.
+        EvaluationInputError: no such file, not such a file, moments that no Gaussian has, or EDM's
+            own where it is not asked for.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,12 +166,16 @@ def load_statistics(path: str | Path, *, unstated: bool = False) -> Reference:
                     f"{path} does not say which network its {stored['mu'].size} features are of; "
                     "statistics to compare with here are written by deqgen data stats"
                 )
+            mean, covariance = checked_moments(
+                torch.from_numpy(stored["mu"]), torch.from_numpy(stored["sigma"]), path
+            )
             return Reference(
-                mean=torch.from_numpy(stored["mu"]).double(),
-                covariance=torch.from_numpy(stored["sigma"]).double(),
+                mean=mean,
+                covariance=covariance,
                 images=0 if silent else int(stored["images"]),
                 name=f"{path.name}, network not stated" if silent else str(stored["name"]),
                 classifier=NOT_STATED if silent else str(stored["classifier"]),
+                split=str(stored["split"]) if "split" in stored else NOT_STATED,
             )
     except EvaluationInputError:
         raise

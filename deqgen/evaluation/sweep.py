@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ from deqgen.evaluation.model_evaluation import (
 )
 from deqgen.evaluation.result import ENOUGH, Evaluation
 from deqgen.models.protocol import GenerativeModel, Stopping
+from deqgen.processes import Processes
 from deqgen_solvers import Solver
 
 
@@ -80,6 +81,7 @@ def sweep_model(
     batch_size: int = 256,
     precision: str = "float32",
     progress: bool = False,
+    after_row: Callable[[Sequence[SweepRow]], None] | None = None,
     **marks: Any,
 ) -> list[SweepRow]:
     """Evaluate a model with every solver and budget.
@@ -95,6 +97,8 @@ def sweep_model(
             ``seed_start + r * count``. Every setting sees the same seeds.
         seed_start: the first seed of the first repeat.
         labels, metrics, tol, batch_size, precision, progress: as for :func:`evaluate_model`.
+        after_row: called with the rows so far whenever there is one more, to save them: a sweep may
+            take days, and what fails late should not take the rest with it.
         marks: its ``name``, ``weights`` and ``processes``.
 
     Raises:
@@ -110,8 +114,9 @@ def sweep_model(
     for solver, budget in settings:
         Solve(max_steps=budget, solver=solver, tol=tol, precision=precision)
     place = next(model.parameters()).device
-    network, held = open_both(features, reference, asked, place, progress)
-    rows = []
+    together = marks.get("processes") or Processes(0, 1, place)
+    network, held = open_both(features, reference, asked, place, progress, together)
+    rows: list[SweepRow] = []
     for solver, budget in settings:
         found = [
             evaluate_model(
@@ -134,4 +139,6 @@ def sweep_model(
         ]
         name = solver if solver is None or isinstance(solver, str) else repr(solver)
         rows.append(SweepRow(name, budget, tuple(found)))
+        if after_row is not None:
+            after_row(rows)
     return rows

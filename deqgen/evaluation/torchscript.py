@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqgen.atomic import file_sha256
 from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.evaluation.pixels import AT_ONCE, exact_float32, quantised
-from deqgen.evaluation.weights import file_sha256
 
 _FORBIDDEN = re.compile(
     rb"\b(?:save|from_file|load_tensor)\b"

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -19,20 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from deqgen.atomic import file_sha256
 from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.models.errors import ModelFileError
 from deqgen.models.files import check_fit
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_promise(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from deqgen.atomic import file_sha256, write_text
 from deqgen.training.state_file import CheckpointError
+from deqgen.versions import installed_version
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -27,7 +27,7 @@ def write_manifest(folder: Path, images: int) -> None:
     body = {
         "format": FORMAT,
         "images": images,
-        "deqgen": _installed(),
+        "deqgen": installed_version(),
         "torch": str(torch.__version__),
         "files": {
             file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)}
@@ -100,11 +100,3 @@ def _text(body: dict[str, Any]) -> str:
     """The file: a function of its content alone, so that any other byte in it is damage."""
     digest = sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": digest}, indent=2) + "\n"
-
-
-def _installed() -> str | None:
-    """The version of this library; None for a clone that is not installed."""
-    try:
-        return version("deqgen")
-    except PackageNotFoundError:
-        return None

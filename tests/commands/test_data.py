@@ -45,6 +45,10 @@ def test_cifar10_and_its_statistics(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "320 features of the CIFAR-10 classifier" in said.out and "not Inception's" in said.out
     assert said.err == ""
     assert load_statistics(tmp_path / "c.npz").images == 8
+    assert load_statistics(tmp_path / "c.npz").split == "not stated"
+    named = ["data", "stats", str(out), str(tmp_path / "d.npz"), "--split", "test of 2009"]
+    assert cli.main(named) == 0
+    assert load_statistics(tmp_path / "d.npz").split == "test of 2009"
 
 
 def test_imagenet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from deqgen import cli
 from deqgen.data import to_uint8, write_image_zip
 from deqgen.models import save_model
+from deqgen.training import Checkpoints
 from tests.evaluation.patterns import patterns
 from tests.evaluation.tiny import TinyFeatures, tiny_model
 
@@ -107,6 +108,95 @@ def test_the_shipped_network_and_reference(place: Path, capsys: Any) -> None:
     assert said.out.split()[:3] == ["images", "fd_cifar10", "12"]
     assert "split: train" in said.out
     assert "left out   kid: the reference (cifar10" in said.out and "moments only" in said.out
+    assert said.err.startswith("deqgen: kid will be left out: the reference (cifar10")
+    assert run(place, "waves.zip", "--count", "12", "--metrics", "kid") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "none of the metrics asked for can be had. kid: " in said.err
+
+
+WAY = ("--features", "tiny", "--reference", "waves.zip", "--count", "20")
+
+
+def test_a_file_of_numbers_is_checked_before_the_run(
+    tiny: None, place: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "old.json").write_text("old")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").touch()
+    for out, says in (
+        ("old.json", "old.json exists already; delete it or choose another name"),
+        ("folder.json", "folder.json exists already"),
+        ("file/a.json", "a.json cannot be written: "),
+        ("/proc/a.json", "--out /proc/a.json cannot be written: "),
+    ):
+        for source in ("none.safetensors", "none.zip"):  # which would be refused later
+            status = run(place, source, *WAY, "--out", str(tmp_path / out))
+            assert status == 2 and says in capsys.readouterr().err
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_nobody_reads_the_table_and_the_file_is_there(
+    tiny: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import deqgen.evaluation.table as table
+
+    def broken_pipe(*_: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    for name in ("sweep_table", "images_table"):
+        monkeypatch.setattr(table, name, broken_pipe)
+    for source in ("model.safetensors", "waves.zip"):
+        out = tmp_path / f"{source}.json"
+        assert run(place, source, *WAY, "--out", str(out)) == 1
+        assert len(json.loads(out.read_text())["rows"]) == 1
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_a_sweep_that_ends_late_has_saved_its_rows(
+    tiny: None,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: type[BaseException],
+) -> None:
+    import deqgen.evaluation.sweep as inside
+
+    real = inside.evaluate_model
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        if options["max_steps"] == 3:
+            raise end
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(inside, "evaluate_model", measured)
+    out = tmp_path / "a.json"
+    status = run(place, "model.safetensors", *WAY, "--max-steps", "1", "2", "3", "--out", str(out))
+    assert status == (130 if end is KeyboardInterrupt else 1)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["max_steps"] for row in rows] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_checkpoint_of_a_run_is_named(tiny: None, tmp_path: Path, place: Path) -> None:
+    model = tiny_model()
+    checkpoints = Checkpoints(tmp_path / "run")
+    for images in (64, 128):
+        checkpoints.save(images, {}, model, model)
+    folder = tmp_path / "run" / "checkpoints"
+    for number, (source, weights) in enumerate(
+        (
+            (tmp_path / "run", "EMA of checkpoint 000000000128"),
+            (folder, "EMA of checkpoint 000000000128"),
+            (folder / "latest", "EMA of checkpoint 000000000128"),
+            (folder / "000000000064", "EMA of checkpoint 000000000064"),
+            (folder / "000000000064" / "ema.safetensors", "EMA of checkpoint 000000000064"),
+        )
+    ):
+        out = tmp_path / f"{number}.json"
+        assert run(place, str(source), *WAY, "--metrics", "fd", "--out", str(out)) == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        assert row["evaluations"][0]["fingerprint"]["weights"] == weights
 
 
 def test_mistakes(tiny: None, place: Path, tmp_path: Path, capsys: Any) -> None:
@@ -125,6 +215,7 @@ def test_mistakes(tiny: None, place: Path, tmp_path: Path, capsys: Any) -> None:
         (("model.safetensors", *tiny_way, "--out", "a.csv"), "--out is a .json file"),
         (("model.safetensors", *tiny_way[:2], "--count", "20"), "the tiny network has 8"),
         (("model.safetensors", "--count", "20"), "(B, 3, 32, 32)"),
+        (("model.safetensors", "--reference", "cifar11"), "Did you mean 'cifar10'?"),
         (("model.safetensors", "--features", "incepton"), "Did you mean 'inception'?"),
         (("model.safetensors", "--precision", "half"), "half"),
         ((str(tmp_path / "nan.safetensors"), *tiny_way), "image of seed 0 holds NaN"),
@@ -136,6 +227,24 @@ def test_mistakes(tiny: None, place: Path, tmp_path: Path, capsys: Any) -> None:
         status, said = run(place, *arguments), capsys.readouterr()
         assert (status, said.out, said.err.count("\n")) == (2, "", 1), said.err
         assert says in said.err
+
+
+@pytest.mark.slow
+def test_a_reference_that_rank_0_refuses_ends_all_processes(tmp_path: Path) -> None:
+    save_model(tiny_model(image_size=32, patch_size=8), tmp_path / "model.safetensors")
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "deqgen"]
+    options = ["model.safetensors", "--count", "20", "--reference", "cifar11"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "evaluate", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("Did you mean 'cifar10'?") == 1
 
 
 def broken() -> Any:

@@ -44,9 +44,20 @@ def test_every_kind_gives_the_same_images(folder: Path, pixels: Tensor, name: st
     batches = list(source.batches(4, 11))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     assert torch.equal(torch.cat(batches), pixels)
-    assert torch.equal(torch.cat(list(source.batches(4, 6))), pixels[:6])
+    few = source.order(6)
+    assert torch.equal(torch.cat(list(source.batches(4, 6))), pixels[few.sort().values])
+    assert torch.equal(source.in_order(pixels[few.sort().values]), pixels[few])
+    assert torch.equal(source.in_order(pixels), pixels[source.order(11)])
     with pytest.raises(EvaluationInputError, match=f"{name} holds 11 images, not 12"):
         list(source.batches(4, 12))
+
+
+def test_the_order_is_a_fixed_permutation_of_which_fewer_are_the_beginning(folder: Path) -> None:
+    source = open_images(folder / "waves.npz")
+    whole = source.order(11)
+    assert whole.tolist() == open_images(folder / "flat").order(11).tolist()
+    assert sorted(whole.tolist()) == list(range(11)) != whole.tolist()
+    assert source.order(6).tolist() == whole[:6].tolist()
 
 
 def test_models_and_statistics_are_no_images(folder: Path, tmp_path: Path) -> None:
@@ -82,6 +93,12 @@ def test_files_that_cannot_be_measured(folder: Path, tmp_path: Path) -> None:
     np.savez(path, np.array([{}], dtype=object))  # a pickle inside: its header alone is read
     with pytest.raises(EvaluationInputError, match=r"got object \(1,\)"):
         open_images(path)
+    for shape in ((10**12, 8, 8, 3), (10**12, 0, 0, 3)):  # nothing is made room for
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+        with pytest.raises(EvaluationInputError, match=r"bytes and cannot hold images of shape"):
+            open_images(path)
     for bad in (b"", b"hello", (folder / "waves.npz").read_bytes()[:200]):
         path.write_bytes(bad)
         with pytest.raises(EvaluationInputError, match=r"a\.npz is no \.npz with images"):
@@ -93,7 +110,9 @@ def test_an_array_that_is_cut_short_or_of_no_header(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((100, 8, 8, 3), np.uint8))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", (tmp_path / "a.npy").read_bytes()[:-500])
-    with pytest.raises(EvaluationInputError, match=r"cut short: arr_0 ends after 96 images"):
+    with pytest.raises(
+        EvaluationInputError, match=r"cut short: arr_0 has not all of its 100 images"
+    ):
         list(open_images(path).batches(32, 100))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", b"something else")

@@ -105,15 +105,6 @@ def test_neither_batches_nor_processes_matter(model: GenerativeModel, reference:
     assert dict(small.metrics) == pytest.approx(dict(one.metrics), rel=1e-4, abs=1e-6)
     assert small.fingerprint == one.fingerprint
 
-    class Pretended(Processes):
-        """Ranks that run one after another, rank 0 last."""
-
-        sent: ClassVar[list[Any]] = []
-
-        def gather(self, value: Any) -> list[Any] | None:
-            self.sent.append(value)
-            return [self.sent[-1], *self.sent[:-1]] if self.rank == 0 else None
-
     found = [
         evaluate_model(
             model,
@@ -121,7 +112,7 @@ def test_neither_batches_nor_processes_matter(model: GenerativeModel, reference:
             reference,
             50,
             metrics=ALL,
-            processes=Pretended(rank, 3, torch.device("cpu")),
+            processes=of_rank(rank, 3),
         )
         for rank in (1, 2, 0)
     ]
@@ -129,6 +120,64 @@ def test_neither_batches_nor_processes_matter(model: GenerativeModel, reference:
     assert dict(found[2].metrics) == pytest.approx(dict(one.metrics), rel=1e-4, abs=1e-6)
     assert found[2].fingerprint == one.fingerprint == found[0].fingerprint
     assert found[2].nfe == one.nfe
+
+
+class Rank(Processes):
+    """Of ranks that run one after another, rank 0 last."""
+
+    sent: ClassVar[list[Any]] = []
+    barriers: ClassVar[list[int]] = []
+
+    def gather(self, value: Any) -> list[Any] | None:
+        self.sent.append(value)
+        return [self.sent[-1], *self.sent[:-1]] if self.rank == 0 else None
+
+    def barrier(self) -> None:
+        self.barriers.append(self.rank)
+
+
+def of_rank(rank: int, world: int) -> Rank:
+    if not rank or rank == 1:
+        Rank.barriers.clear()
+    if rank == 1:
+        Rank.sent.clear()
+    return Rank(rank, world, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("labels", [None, "random", 3])
+def test_more_processes_than_images(
+    model: GenerativeModel, reference: Reference, labels: str | int | None
+) -> None:
+    options: dict[str, Any] = {"metrics": ALL, "labels": labels}
+    for rank in (*range(1, 14), 0):
+        found = evaluate_model(
+            model, NETWORK, reference, 12, processes=of_rank(rank, 14), **options
+        )
+    one = evaluate_model(model, NETWORK, reference, 12, **options)
+    assert dict(found.metrics) == pytest.approx(dict(one.metrics), rel=1e-4, abs=1e-6)
+    assert found.nfe == one.nfe
+
+
+def test_rank_0_alone_opens_the_reference(
+    model: GenerativeModel, archive: Path, reference: Reference
+) -> None:
+    for rank in (1, 0):
+        network = TinyFeatures()
+        found = evaluate_model(
+            model, network, archive, 20, metrics=("fd", "kid"), processes=of_rank(rank, 2)
+        )
+        assert sum(network.batches) == (10 if rank else 10 + 70)
+        assert Rank.barriers == [rank], "the others wait before they make an image"
+        assert found.fingerprint.reference == ("not stated" if rank else "real.zip, 70 images")
+        assert found.fingerprint.kernel_subset_size == (None if rank else 20)
+    rows = sweep_model(model, NETWORK, archive, 20, max_steps=(1, 2), processes=of_rank(1, 2))
+    assert Rank.barriers == [1] and [dict(row.spread) for row in rows] == [{}, {}]
+    with pytest.raises(EvaluationInputError, match=r"rank 0 makes the numbers, and needs"):
+        evaluate_model(model, NETWORK, None, 20)
+    network = TinyFeatures()
+    with pytest.raises(EvaluationInputError, match=r"unknown reference"):
+        evaluate_model(model, network, "real", 20, processes=of_rank(0, 2))
+    assert Rank.barriers == [] == network.batches
 
 
 def test_the_fingerprint_says_it_all(model: GenerativeModel, reference: Reference) -> None:
@@ -195,6 +244,29 @@ def test_what_cannot_be_had_is_left_out_and_said(model: GenerativeModel, tmp_pat
     assert found.fingerprint.reference_images == 0
 
 
+def test_metrics_that_cannot_be_had_are_told_before_an_image_is_made(
+    model: GenerativeModel, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = TinyFeatures()
+    np.savez(tmp_path / "edm.npz", mu=reference.mean.numpy(), sigma=reference.covariance.numpy())
+    bare = open_reference(tmp_path / "edm.npz", network)
+    for held in (tmp_path / "edm.npz", bare):
+        for measured in (evaluate_model, sweep_model):
+            with pytest.raises(EvaluationInputError, match=r"none of the metrics.*kid.*pr: .*only"):
+                measured(model, network, held, 20, metrics=("kid", "pr"))
+        with pytest.raises(EvaluationInputError, match=r"none of the metrics asked for can be had"):
+            evaluate_images(torch.zeros(20, 3, 8, 8), network, held, metrics=("dc",))
+    assert network.batches == []
+    found = evaluate_model(model, network, tmp_path / "edm.npz", 20, metrics=("fd", "kid"))
+    assert found.fingerprint.kernel_subset_size is None, "there was no kernel distance"
+    assert capsys.readouterr().err == ""
+    options: dict[str, Any] = {"metrics": ("fd", "kid"), "repeats": 2, "progress": True}
+    sweep_model(model, network, tmp_path / "edm.npz", 20, **options)
+    said = capsys.readouterr().err
+    assert said.startswith("deqgen: kid will be left out: the reference (edm.npz")
+    assert said.count("left out") == 1
+
+
 def test_few_images_are_warned_of(model: GenerativeModel, reference: Reference) -> None:
     with (
         warnings.catch_warnings(),
@@ -248,6 +320,16 @@ def test_a_sweep_has_a_row_for_every_setting(model: GenerativeModel, reference: 
     assert max(map(len, text.splitlines())) <= WIDTH
     assert text.splitlines()[1].split()[:6] == ["picard", "1", "1", "min", "of", "3"]
     assert len(text.split("\n\n")[0].splitlines()) == 1 + 3 * 4
+    counted: list[int] = []
+    sweep_model(
+        model,
+        NETWORK,
+        reference,
+        20,
+        max_steps=(1, 2, 3),
+        after_row=lambda so_far: counted.append(len(so_far)),
+    )
+    assert counted == [1, 2, 3]
     assert all(name in text for name in ("fd_tiny", "kd_tiny", "is_tiny", "recall", "coverage"))
     assert "±" not in text, "the spread is that over seeds"
 
