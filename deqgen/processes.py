@@ -156,10 +156,13 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except Exception as error:  # an AssertionError, RuntimeError or AcceleratorError
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(f"device {name!r} cannot be used here: {reason}; 'cpu' can.") from None
+    if device.type == "meta":
+        raise ValueError(f"device {name!r} cannot be used here: it holds no numbers; 'cpu' can.")
+    return device
 
 
 def _own_gpu() -> torch.device:

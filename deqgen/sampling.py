@@ -1,4 +1,4 @@
-"""Sample from a trained model: one seed, one image, whatever the batch.
+"""Sample from a trained model: one seed, one image, whatever the batch, up to rounding.
 
 Letters: N seeds, B samples of a batch, C channels, H height, W width.
 """
@@ -39,8 +39,9 @@ class Batch:
         seeds: B of them.
         images: in about [-1, 1], ``(B, C, H, W)`` float32 on the CPU.
         evaluations: ``(B,)`` int64 on the CPU, evaluations of the equilibrium's cell that each
-            sample took: one a step, and the first. Those that Newton-Krylov or a line search makes
-            within a step come on top. None for a model without an equilibrium.
+            sample took: one a step, and the first. A solver that evaluates it within a step too
+            (Newton-Krylov, a line search) does so for the batch: then each has the batch's number.
+            None for a model without an equilibrium.
     """
 
     seeds: Sequence[int]
@@ -64,7 +65,8 @@ def generate(
 
     Each seed has its own generator, which gives the noise first and then the start z0 of the
     equilibrium. So an image is a function of the model, its seed, label and solve, and not of
-    ``batch_size`` or of the other seeds, up to the rounding of the linear algebra.
+    ``batch_size`` or of the other seeds, up to the rounding of the linear algebra: of 256 levels,
+    a few pixels may differ by one.
 
     Args:
         model: a model of :mod:`deqgen.models`. It is run in evaluation mode and left in the mode in
@@ -72,7 +74,8 @@ def generate(
         seeds: N integers in ``0..2**32 - 1``. Those below ten million were never trained on.
         labels: one class for all, or N of them; ``None`` for an unconditional model.
         batch_size: images at a time.
-        max_steps: evaluations of the equilibrium's cell, at most; ``None`` for the model's own.
+        max_steps: budget of the solve: evaluations of the equilibrium's cell, at most, and those
+            on top that a solver makes within a step; ``None`` for the model's own.
         tol: where a sample's solve ends before that, as for the model's ``forward``.
         solver: name or object; ``None`` for the model's own.
         device: where to run, moving the model there; ``None`` for where the model is.
@@ -185,8 +188,10 @@ def _evaluations(output: Any, count: int) -> Tensor | None:
     solution = None if output.equilibrium is None else output.equilibrium.solution
     if solution is None:
         return None
-    steps: Tensor = solution.steps[:count].cpu()  # (B,)
-    return steps if solution.residual is None else steps + 1
+    spent: Tensor = solution.steps.cpu() + (solution.residual is not None)  # (B,) or more rows
+    if len(spent) and solution.nfe > int(spent.max()):  # there were calls within steps
+        spent = torch.full_like(spent, solution.nfe)
+    return spent[:count]
 
 
 def _labels(
@@ -202,7 +207,7 @@ def _labels(
     if not num_classes:
         raise ValueError("this model is unconditional and takes no labels")
     chosen = torch.as_tensor(labels)
-    if chosen.is_floating_point():
+    if chosen.is_floating_point() and chosen.numel():  # an empty list has a dtype of its own
         raise ValueError(f"labels must be integers, got {chosen.dtype}")
     if chosen.ndim == 0:
         chosen = chosen.expand(count)

@@ -156,6 +156,8 @@ def test_a_device_that_is_not_there() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match=r"device 'foo' cannot be used here: .*; 'cpu' can"):
         pick_device("foo")
+    with pytest.raises(ValueError, match=r"'meta' cannot be used here: it holds no numbers"):
+        pick_device("meta")
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

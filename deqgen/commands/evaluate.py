@@ -54,7 +54,7 @@ def evaluate(
         seed_start: Seed of the first image of a model.
         repeats: Evaluations on different seeds, to see min, mean and max; papers often report the
             least of three.
-        labels: Classes of a conditional model: uniform, random, or the number of one. Default:
+        labels: Classes of a conditional model: uniform, random, 3, 0-9 or 0,1,2. Default:
             uniform.
         max_steps: Most evaluations of the equilibrium's cell; several make a sweep.
         solver: Names of solvers; several make a sweep.

@@ -23,10 +23,13 @@ from tqdm import tqdm
 
 from deqgen.data.image_writer import write_image_zip
 from deqgen.data.sample_writers import PngFolder, to_pixels, write_grid, write_npz
+from deqgen.evaluation.generated import Solve
+from deqgen.evaluation.label_policy import Policy, labels_for
 from deqgen.models import EquilibriumModel, GenerativeModel
 from deqgen.processes import Processes
-from deqgen.sampling import Batch, generate_batches
+from deqgen.sampling import Batch
 from deqgen.teachers.teacher import weights_sha256
+from deqgen_solvers import Tolerance
 
 _LEAST = 2  # on a CPU, torch's kernels for a single sample round otherwise than those for more
 
@@ -38,19 +41,17 @@ class SampleJob:
     Args:
         model: on the device of ``ours``.
         seeds: N of them, each once.
-        classes: a seed gets the one at its place modulo their number; None without classes.
-        solve: options of :func:`deqgen.generate`: ``max_steps``, ``tol``, ``solver``.
+        labels: as :func:`~deqgen.evaluation.label_policy.check_policy` returns it.
+        solve: how the model is run.
         batch_size: images at a time.
-        precision: ``"float32"`` or ``"bfloat16"``, of the matrix products.
         ours: the processes that share the work; every one makes the same calls.
     """
 
     model: GenerativeModel
     seeds: Sequence[int]
-    classes: Sequence[int] | None
-    solve: dict[str, Any]
+    labels: Policy
+    solve: Solve
     batch_size: int
-    precision: str
     ours: Processes
     spent: Counter[int] = field(default_factory=Counter)  # samples by their evaluations
 
@@ -60,9 +61,9 @@ class SampleJob:
         if self.ours.rank:
             for _ in arrays:  # there are none; what counts is that it runs
                 pass
-        elif out.suffix == ".npz":
+        elif out.suffix.lower() == ".npz":
             write_npz(out, arrays, len(self.seeds), self._labels(self.seeds))
-        elif out.suffix == ".zip":
+        elif out.suffix.lower() == ".zip":
             write_image_zip(out, chain.from_iterable(arrays), self._labels(self.seeds))
         else:
             write_grid(out, arrays, len(self.seeds), columns)
@@ -119,46 +120,33 @@ class SampleJob:
     def _made(self, parts: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """This process's share of the batches. All but the last are full, and so they stay."""
         seeds = [*chain.from_iterable(self.ours.share(parts))]
-        labels = self._labels(seeds)
-        batches = generate_batches(
-            self.model,
-            seeds,
-            None if labels is None else torch.tensor(labels, dtype=torch.int64),
-            batch_size=self.batch_size,
-            least=_LEAST,
-            **self.solve,
-        )
-        kind, low = self.ours.device.type, self.precision == "bfloat16"
-        while True:
-            with torch.autocast(kind, torch.bfloat16, enabled=low):
-                batch = next(batches, None)
-            if batch is None:
-                return
+        made = self.solve.batches(self.model, seeds, self.labels, self.batch_size, _LEAST)
+        for batch in made:
             if batch.evaluations is not None:
                 self.spent.update(batch.evaluations.tolist())
             yield batch
 
     def _labels(self, seeds: Sequence[int]) -> list[int] | None:
-        classes = self.classes
-        return None if classes is None else [classes[seed % len(classes)] for seed in seeds]
+        labels = labels_for(self.labels, seeds, self.model.config)
+        return None if labels is None else labels.tolist()
 
     def _has_tolerance(self) -> bool:
         model = self.model
         own = isinstance(model, EquilibriumModel) and model.config.rtol > 0
-        return "tol" in self.solve or own
+        return self.solve.tol != "model" or own
 
     def _settings(self) -> dict[str, Any]:
         """All that an image depends on beside its seed, but for rounding."""
-        tol = self.solve.get("tol")
+        tol = self.solve.tol
         return {
             "architecture": self.model.architecture,
             "config": self.model.saved_config().to_dict(),
             "weights_sha256": weights_sha256(self.model),
-            "classes": self.classes,
-            "max_steps": self.solve.get("max_steps"),
-            "rtol": None if tol is None else tol.rtol,
-            "solver": self.solve.get("solver"),
-            "precision": self.precision,
+            "labels": self.labels,
+            "max_steps": self.solve.max_steps,
+            "rtol": tol.rtol if isinstance(tol, Tolerance) else None,
+            "solver": self.solve.solver,
+            "precision": self.solve.precision,
         }
 
     def _bar(self, done: int) -> Any:

@@ -52,7 +52,7 @@ def write_image_zip(
         OSError: the disk is full or not writable; what was there before is still there.
     """
     path = Path(path)
-    if path.suffix != ".zip":
+    if path.suffix.lower() != ".zip":
         raise ValueError(f"an image archive is a .zip file, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     tidy(path)

@@ -29,6 +29,7 @@ from deqgen.data.images import to_uint8
 from deqgen.data.manifest import first_difference
 
 SETTINGS = "samples.json"
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of a PNG: no bytes, its name, its checksum
 
 
 class SampleFolderError(ValueError):
@@ -154,9 +155,9 @@ class PngFolder:
             )
 
     def there(self) -> set[str]:
-        """Names of the images that are there; a power cut may leave files of nothing."""
+        """Names of the images that are there to their end; a power cut may leave a part."""
         with os.scandir(self.folder) as entries:
-            return {each.name for each in entries if each.stat().st_size}
+            return {each.name for each in entries if _has_end(Path(each.path))}
 
     def missing(self, seeds: Iterable[int], there: set[str]) -> list[int]:
         """Those of some seeds whose images are not among the names that are there."""
@@ -213,6 +214,15 @@ def _member(
     with archive.open(entry, "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(cast(BinaryIO, file), header)
         yield cast(BinaryIO, file)
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a file ends as a PNG does; one short read, for folders of many."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) < len(_END):
+            return False
+        file.seek(-len(_END), os.SEEK_END)
+        return file.read() == _END
 
 
 def _name(seed: int) -> str:

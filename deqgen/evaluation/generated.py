@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deqgen.evaluation.errors import EvaluationInputError
-from deqgen.evaluation.label_policy import labels_for
+from deqgen.evaluation.label_policy import Policy, labels_for
+from deqgen.models.equilibrium import EquilibriumModel
 from deqgen.models.protocol import GenerativeModel, Stopping
 from deqgen.sampling import Batch, generate_batches
 from deqgen.teachers.names import unknown
@@ -28,7 +29,7 @@ class Solve:
     """How a model is run; the defaults are its own.
 
     Args:
-        max_steps: most evaluations of the equilibrium's cell.
+        max_steps: most evaluations of the equilibrium's cell, but for those within a step.
         solver: name or object.
         tol: where a sample's solve ends before that.
         precision: a name in ``PRECISIONS``; other than float32 it is autocast.
@@ -50,6 +51,67 @@ class Solve:
         if self.solver is not None:
             make_solver(self.solver)
 
+    def check(self, model: GenerativeModel) -> None:
+        """Refuse a model that cannot be run so.
+
+        Raises:
+            ValueError: it is a denoiser; or it has no equilibrium, and something is asked of one.
+        """
+        if model.takes_noise_level:
+            raise ValueError(
+                f"this {model.architecture} is a denoiser, which takes noise levels: a sampler of "
+                "deqgen.teachers turns noise into images with it (deqgen.models.ModelDenoiser)"
+            )
+        options = {"max_steps": self.max_steps, "solver": self.solver}
+        asked = [name for name, value in options.items() if value is not None]
+        asked += ["tol"] if self.tol != "model" else []
+        if asked and not isinstance(model, EquilibriumModel):
+            raise ValueError(
+                f"this {model.architecture} has no equilibrium to solve: leave out "
+                f"{', '.join(asked)}"
+            )
+
+    def batches(
+        self,
+        model: GenerativeModel,
+        seeds: Sequence[int],
+        labels: Policy,
+        batch_size: int,
+        least: int = 1,
+    ) -> Iterator[Batch]:
+        """The images of seeds, batch by batch.
+
+        Args:
+            model: run where it is.
+            seeds: one an image.
+            labels: a policy that :func:`check_policy` has seen.
+            batch_size, least: as for :func:`deqgen.sampling.generate_batches`.
+
+        Raises:
+            ValueError: as :meth:`check`.
+            EvaluationInputError: an image holds NaN or infinity; its seed is named.
+        """
+        self.check(model)
+        batches = generate_batches(
+            model,
+            seeds,
+            labels_for(labels, seeds, model.config),
+            batch_size=batch_size,
+            least=least,
+            max_steps=self.max_steps,
+            tol=self.tol,
+            solver=self.solver,
+        )
+        kind, dtype = next(model.parameters()).device.type, PRECISIONS[self.precision]
+        while True:
+            # On while a batch is made, and not while it is looked at.
+            with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            _check_finite(batch.images, batch.seeds)
+            yield batch
+
     def described(self, model: GenerativeModel) -> dict[str, Any]:
         """The fields of a fingerprint, with the model's own values where nothing was asked."""
         layer = getattr(model, "deq", None)
@@ -66,7 +128,9 @@ class Solve:
 
 @dataclass
 class GeneratedImages:
-    """Iterate over (B, C, H, W) float32 on the CPU, in the order of the seeds; once.
+    """Iterate over (B, 3, H, W) float32 on the CPU, in the order of the seeds; once.
+
+    Grey images (C = 1) are repeated in all three colours, as files of them are.
 
     Args:
         model: run where it is.
@@ -78,42 +142,31 @@ class GeneratedImages:
 
     Attributes:
         evaluations: of the cell, of all images so far; one an image without an equilibrium.
+
+    Raises:
+        ValueError: as :meth:`Solve.check`.
     """
 
     model: GenerativeModel
     seeds: Sequence[int]
-    labels: str | int | None
+    labels: Policy
     solve: Solve
     batch_size: int
     progress: bool = False
     evaluations: int = 0
 
-    def __iter__(self) -> Iterator[Tensor]:
-        batches = generate_batches(
-            self.model,
-            self.seeds,
-            labels_for(self.labels, self.seeds, self.model.config),
-            batch_size=self.batch_size,
-            max_steps=self.solve.max_steps,
-            tol=self.solve.tol,
-            solver=self.solve.solver,
-        )
-        with tqdm(
-            total=len(self.seeds), unit="image", disable=None if self.progress else True
-        ) as bar:
-            while (batch := self._next(batches)) is not None:
-                _check_finite(batch.images, batch.seeds)
-                spent = batch.evaluations
-                self.evaluations += len(batch.images) if spent is None else int(spent.sum())
-                yield batch.images
-                bar.update(len(batch.images))
+    def __post_init__(self) -> None:
+        self.solve.check(self.model)
 
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch; autocast is on while it is made and not while it is looked at."""
-        dtype = PRECISIONS[self.solve.precision]
-        kind = next(self.model.parameters()).device.type
-        with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
-            return next(batches, None)
+    def __iter__(self) -> Iterator[Tensor]:
+        hidden = None if self.progress else True  # None: where nobody looks
+        with tqdm(total=len(self.seeds), unit="image", disable=hidden) as bar:
+            for batch in self.solve.batches(self.model, self.seeds, self.labels, self.batch_size):
+                count, spent = len(batch.images), batch.evaluations
+                self.evaluations += count if spent is None else int(spent.sum())
+                grey = batch.images.shape[1] == 1
+                yield batch.images.expand(-1, 3, -1, -1) if grey else batch.images  # (B, C, H, W)
+                bar.update(count)
 
 
 def _check_finite(images: Tensor, seeds: Sequence[int]) -> None:

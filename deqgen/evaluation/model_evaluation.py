@@ -53,7 +53,7 @@ def evaluate_model(
     count: int = ENOUGH,
     *,
     seed_start: int = 0,
-    labels: str | int | None = None,
+    labels: str | int | Sequence[int] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     max_steps: int | None = None,
     solver: str | Solver[Any] | None = None,
@@ -80,7 +80,8 @@ def evaluate_model(
         labels: ``"uniform"``, ``"random"`` or a class, see :func:`labels_for`; None is
             ``"uniform"`` where the model has classes.
         metrics: of ``"fd"``, ``"kid"``, ``"is"``, ``"pr"``, ``"dc"``.
-        max_steps: most evaluations of the equilibrium's cell; None for the model's own.
+        max_steps: most steps of the solver, one evaluation of the cell each for most solvers; None
+            for the model's own.
         solver: name or object; None for the model's own.
         tol: where a sample's solve ends before that, as for the model's ``forward``.
         batch_size: images at a time; changes the result only by rounding.
@@ -106,6 +107,7 @@ def evaluate_model(
     asked = check_request(metrics, count, batch_size)
     check_seeds(seed_start, count)
     solve = Solve(max_steps=max_steps, solver=solver, tol=tol, precision=precision)
+    solve.check(model)
     policy = check_policy(labels, model.config)
     place = next(model.parameters()).device
     together = processes or Processes(0, 1, place)

@@ -36,7 +36,7 @@ class Fingerprint:
         model_hash: of the weights.
         weights: which weights these are, such as ``"EMA of checkpoint 000000012800"``.
         solver: with its options.
-        max_steps: most evaluations of the equilibrium's cell.
+        max_steps: most steps of the solver.
         tol: where a sample's solve ended before that.
         precision: of the generator; the features are always float32.
         kernel_subset_size: images a subset of the kernel distance.

@@ -75,7 +75,7 @@ def sweep_model(
     max_steps: Sequence[int | None] = (None,),
     repeats: int = 1,
     seed_start: int = 0,
-    labels: str | int | None = None,
+    labels: str | int | Sequence[int] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     tol: Stopping = "model",
     batch_size: int = 256,
@@ -112,7 +112,7 @@ def sweep_model(
     check_policy(labels, model.config)
     settings = list(product(solvers, max_steps))
     for solver, budget in settings:
-        Solve(max_steps=budget, solver=solver, tol=tol, precision=precision)
+        Solve(max_steps=budget, solver=solver, tol=tol, precision=precision).check(model)
     place = next(model.parameters()).device
     together = marks.get("processes") or Processes(0, 1, place)
     network, held = open_both(features, reference, asked, place, progress, together)

@@ -15,8 +15,8 @@ _DASH = "-"
 def sweep_table(rows: Sequence[SweepRow]) -> str:
     """One line a setting, or three (min, mean, max) where it was repeated.
 
-    Columns: solver; most evaluations of the cell that an image may take; the mean of those that it
-    took; then the metrics. What does not fit into a hundred columns goes into another table below.
+    Columns: solver; most steps of it; the mean of the evaluations of the cell that an image took;
+    then the metrics. What does not fit into a hundred columns goes into another table below.
     """
     columns: dict[str, list[str]] = {}
     for row in rows:

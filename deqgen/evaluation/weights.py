@@ -1,27 +1,20 @@
-"""Files of tensors, read without running anything in them.
-
-``.safetensors``, or what ``torch.save`` wrote of a state dict (``.pth``), which is read with
-``weights_only=True``. Any other pickle is refused.
-"""
+"""The weights of networks that look at images: files, and what is made of them."""
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deqgen.atomic import file_sha256
 from deqgen.evaluation.errors import EvaluationInputError
 from deqgen.models.errors import ModelFileError
 from deqgen.models.files import check_fit
+from deqgen.tensor_files import read_tensor_file
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,17 +43,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         EvaluationInputError: the file is damaged, asks for anything but tensors (none of it is
             run), or holds something else.
     """
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(str(path))
-        except SafetensorError as error:
-            raise EvaluationInputError(f"{path} is damaged: {error}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles of other programs torch warns, then fails
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader stumbles over
-        raise EvaluationInputError(_refusal(path, error)) from None
+    content = read_tensor_file(path, EvaluationInputError)
     if not isinstance(content, Mapping) or not content:
         raise EvaluationInputError(
             f"{path} should hold a dict of tensors by name, and holds a {type(content).__name__}."
@@ -72,16 +55,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{type(value).__name__}."
             )
     return dict(content)
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and wanted:
-        return (
-            f"{path} is refused: loading it would use {wanted[1]}, and nothing but tensors and "
-            "plain containers is let in; no code of it was run."
-        )
-    return f"{path} is damaged, or no file of tensors that torch.save wrote."
 
 
 def filled(make: Callable[[], M], tensors: Mapping[str, Tensor], path: Path) -> M:

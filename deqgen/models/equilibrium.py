@@ -22,7 +22,8 @@ class EquilibriumConfig(ModelConfig):
     """What the configs of all models with an equilibrium hold.
 
     Args:
-        max_steps: evaluations of the cell, at most, in training and in evaluation.
+        max_steps: evaluations of the cell, at most, in training and in evaluation; those that a
+            solver such as Newton-Krylov makes within a step come on top.
         solver: name or object, such as "anderson" or ``Anderson(memory=8)``.
         gradient: name or object of the gradient estimator that training uses, such as "implicit" or
             ``Unrolled(every=2)``. Those that solve to a tolerance want ``rtol`` above 0.

@@ -31,7 +31,7 @@ def open_model(
     - the folder of a training run: the averaged weights (EMA) of its newest whole checkpoint (a
       :class:`~deqgen.training.checkpoint.CheckpointWarning` names the damaged ones after it);
     - one checkpoint of a run, such as ``RUN/checkpoints/000000012800``, or ``latest`` there: its
-      averaged weights.
+      averaged weights, which must be those of its manifest.
 
     Anything else is looked for on the Hugging Face Hub, if it may be a name there.
 
@@ -45,7 +45,7 @@ def open_model(
             half of one; the message says what was looked for.
         ModelFileError: (a ValueError) a file is damaged, weights and config do not fit, or the Hub
             gives nothing of this name.
-        CheckpointError: the checkpoints of the run are all damaged.
+        CheckpointError: the checkpoint, or all of the run, are damaged.
         TypeError: an override that the model does not have, or of the wrong type.
         ValueError: an override out of its range.
     """
@@ -85,9 +85,14 @@ def _open_folder(
 def _checkpoint(folder: Path) -> Path | None:
     """The folder itself if it is a checkpoint, the newest whole one if it is a run, or None."""
     from deqgen.training.checkpoint import Checkpoints  # which itself imports the models
+    from deqgen.training.checkpoint_manifest import MANIFEST, verify_files
 
     if (folder / _EMA).exists():
+        if (folder / MANIFEST).exists():
+            names = (_EMA, Path(_EMA).with_suffix(".json").name)
+            verify_files(folder, [name for name in names if (folder / name).exists()])
         return folder
+    folder = folder.resolve()  # "." has no name
     run = folder.parent if folder.name == _CHECKPOINTS else folder
     return Checkpoints(run).newest()
 

@@ -141,8 +141,9 @@ class GenerativeModel(nn.Module, Pretrained):
                 images plus ``sigma`` times standard normal noise.
             label: ``(B,)`` int64 for a conditional model, else None. A model with noise levels
                 also takes the index ``num_classes``, for "no class".
-            max_steps: most evaluations of an equilibrium model's cell; this and the next five are
-                accepted and ignored by other models.
+            max_steps: most evaluations of an equilibrium model's cell, but for those that a solver
+                makes within a step; this and the next five are accepted and ignored by other
+                models.
             tol: when a sample has converged, ``Tolerance(atol=0.0, rtol=0.05)`` for instance; None
                 for a bare budget of which the last image counts. In evaluation, under
                 ``torch.no_grad()``, samples that have converged leave the batch;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,36 @@ def verify(folder: Path, required: Sequence[str]) -> None:
         CheckpointError: something is missing or not as it was written, or another release wrote it.
         PermissionError: a file may not be read.
     """
+    with _made_up(folder):
+        manifest = _read(folder)
+        if str(manifest["images"]) != folder.name.lstrip("0").rjust(1, "0"):
+            raise CheckpointError(
+                f"checkpoint {folder} is of {manifest['images']} images, not what its name says"
+            )
+        _compare(folder, manifest, (*required, *manifest["files"]))
+
+
+def verify_files(folder: Path, names: Sequence[str]) -> None:
+    """Compare some files of a checkpoint with its manifest, whatever the folder is called.
+
+    Raises:
+        CheckpointError, PermissionError: as :func:`verify`.
+    """
+    with _made_up(folder):
+        _compare(folder, _read(folder), names)
+
+
+def _compare(folder: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
+    for name in dict.fromkeys(names):
+        if found := _damage(folder / name, manifest["files"].get(name)):
+            raise CheckpointError(f"checkpoint {folder} is damaged: {found}")
+
+
+@contextmanager
+def _made_up(folder: Path) -> Iterator[None]:
+    """Whatever a manifest may say or a disk do, it is told as a damaged checkpoint."""
     try:
-        listed = _read(folder)["files"]
-        for name in dict.fromkeys((*required, *listed)):
-            if found := _damage(folder / name, listed.get(name)):
-                raise CheckpointError(f"checkpoint {folder} is damaged: {found}")
+        yield
     except (PermissionError, CheckpointError):
         raise
     except OSError as error:
@@ -89,10 +115,6 @@ def _read(folder: Path) -> dict[str, Any]:
         )
     if manifest.pop("sha256", None) is None or _text(manifest) != text:
         raise CheckpointError(f"{path} is damaged: it is not what its own SHA-256 says")
-    if str(manifest["images"]) != folder.name.lstrip("0").rjust(1, "0"):
-        raise CheckpointError(
-            f"checkpoint {folder} is of {manifest['images']} images, not what its name says"
-        )
     return manifest
 
 

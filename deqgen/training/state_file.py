@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from deqgen.atomic import replacing, tidy
+from deqgen.tensor_files import read_tensor_file
 
 
 class CheckpointError(ValueError):
@@ -47,14 +47,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
-    path.open("rb").close()  # what the system says against it is no fault of the content
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles of other programs torch warns, then fails
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader stumbles over
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"the checkpoint {path} is damaged: {first_line}") from None
+    state = read_tensor_file(path, CheckpointError)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is not a checkpoint of this library")
     return state

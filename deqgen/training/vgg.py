@@ -9,18 +9,15 @@ Letters: B images, H and W pixels; stage k has C_k channels of H/2^k x W/2^k pix
 from __future__ import annotations
 
 import os
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deqgen.models import ModelFileError
 from deqgen.models.files import check_fit
+from deqgen.tensor_files import read_tensor_file
 
 CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -109,25 +106,8 @@ def weights_for(
 def _read(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights at {path}.")
-    path.open("rb").close()  # what the system says against it is no fault of the content
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ModelFileError(f"{path} is damaged or no safetensors file: {error}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles of other programs torch warns, then fails
-            content = torch.load(
-                path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipfile.is_zipfile(path),  # so that the classifier of VGG16 is never read
-            )
-    except Exception:  # torch raises whatever its reader stumbles over
-        raise ModelFileError(
-            f"{path} is damaged, or no state dict that torch.save wrote; no code in it was run."
-        ) from None
+    # Mapped, so that the classifier of VGG16 is never read.
+    content = read_tensor_file(path, ModelFileError, mapped=True)
     if not isinstance(content, Mapping):
         raise ModelFileError(f"{path} holds a {type(content).__name__}, not a state dict.")
     return content

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 from deqgen import cli
-from deqgen.commands.number_list import parse_numbers
 from deqgen.data import ImageZip
 from deqgen.data.sample_writers import to_pixels
+from deqgen.evaluation.generated import GeneratedImages, Solve
+from deqgen.evaluation.label_policy import check_policy, labels_for
 from deqgen.models import load_model, save_model
+from deqgen.number_list import parse_numbers
 from deqgen.sampling import generate, generate_batches
-from deqgen_solvers import Tolerance
+from deqgen_solvers import NewtonKrylov, Tolerance
 from tests.models.test_behaviour import small
 from tests.test_processes import torchrun
 
@@ -34,6 +36,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(small("ViT", num_classes=None, channels=1), folder / "grey.safetensors")
     save_model(small(num_classes=None, channels=4), folder / "latent.safetensors")
     save_model(small(noise_level=True), folder / "denoiser.safetensors")
+    broken = small(num_classes=None)
+    with torch.no_grad():
+        next(reversed(list(broken.parameters()))).fill_(torch.nan)
+    save_model(broken, folder / "nan.safetensors")
     return folder
 
 
@@ -168,7 +174,7 @@ def test_an_interrupted_folder_goes_on(
     assert "made otherwise: max_steps was None and is now 2" in told(capsys)
     assert sample(models / "grey.safetensors", tmp_path / "out") == 2
     assert "made otherwise: architecture was 'GET' and is now 'ViT'" in told(capsys)
-    assert json.loads((tmp_path / "out" / "samples.json").read_text())["classes"] == [*range(5)]
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["labels"] == "uniform"
 
 
 TOGETHER = """
@@ -206,15 +212,19 @@ def test_two_processes_write_the_files_of_one(models: Path, tmp_path: Path) -> N
         ("get", {"--out": "a.png", "--columns": "-1"}, "--columns -1: a grid, OUT.png, has them"),
         ("get", {"--batch-size": "0"}, "--batch-size must be at least 1, got 0"),
         ("get", {"--seeds": "1-x"}, "--seeds must be numbers and ranges such as 0-63,100,200-210"),
-        ("get", {"--labels": "0-5"}, "--labels must lie in 0..4, got 5"),
-        ("get", {"--labels": "cats"}, "--labels must be numbers and ranges"),
-        ("get", {"--max-steps": "0"}, "--max-steps must be at least 1, got 0"),
+        ("get", {"--labels": "0-5"}, "labels must lie in 0..4, got 5"),
+        ("get", {"--labels": "1,1"}, "labels names 1 twice"),
+        ("get", {"--labels": "rndom"}, "unknown label policy 'rndom'. Did you mean 'random'?"),
+        ("get", {"--max-steps": "0"}, "max_steps must be at least 1, got 0"),
         ("get", {"--tol": "-1"}, "rtol must be finite and >= 0"),
         ("get", {"--solver": "andersen"}, "anderson"),
         ("get", {"--device": "foo"}, "device 'foo' cannot be used here"),
-        ("get", {"--precision": "float16"}, "bfloat16"),
-        ("grey", {"--labels": "uniform"}, "--labels uniform: this ViT is unconditional"),
-        ("grey", {"--tol": "0.1", "--max-steps": "3"}, "leave out --max-steps, --tol"),
+        ("get", {"--device": "meta"}, "device 'meta' cannot be used here: it holds no numbers"),
+        ("get", {"--precision": "half"}, "bfloat16"),
+        ("grey", {"--labels": "uniform"}, "this model is unconditional and takes no labels"),
+        ("grey", {"--tol": "0.1", "--max-steps": "3"}, "leave out max_steps, tol"),
+        ("nan", {}, "the model's image of seed 0 holds NaN or infinity, as do 63 others"),
+        ("nan", {"--out": "a.npz"}, "the model's image of seed 0 holds NaN or infinity"),
         ("denoiser", {}, "is a denoiser, which takes noise levels"),
         ("nothing", {}, "there is no model at"),
     ],
@@ -232,17 +242,47 @@ def test_mistakes(
     arguments = [word for pair in {"--out": "out", **options}.items() for word in pair]
     assert cli.main(["sample", str(models / f"{model}.safetensors"), *arguments]) == 2
     assert says in told(capsys)
-    assert list(tmp_path.iterdir()) == []
+    left = [path.name for path in tmp_path.rglob("*")]
+    assert sorted(left) == (["out", "samples.json"] if (model, options) == ("nan", {}) else [])
 
 
 def test_a_file_that_exists_stays(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.npz", "a.zip", "a.png"):
+    for name in ("a.npz", "a.zip", "a.png", "b.NPZ"):
         (tmp_path / name).write_text("dear")
         assert sample(models / "nothing.safetensors", tmp_path / name) == 2
         assert f"{name} exists already; delete it or choose another name" in told(capsys)
         assert (tmp_path / name).read_text() == "dear"
+
+
+def test_suffixes_in_capitals_are_suffixes(models: Path, tmp_path: Path) -> None:
+    for name in ("a.NPZ", "a.Zip", "a.PNG"):
+        assert sample(models / "get.safetensors", tmp_path / name) == 0
+        small_letters = tmp_path / name.lower().replace("a.", "b.")
+        assert sample(models / "get.safetensors", small_letters) == 0
+        assert (tmp_path / name).read_bytes() == small_letters.read_bytes()
+
+
+@pytest.mark.parametrize("labels", ["random", "3", "4,0-1", "0-4"])
+def test_both_commands_speak_of_labels_alike(labels: str, models: Path, tmp_path: Path) -> None:
+    """What ``sample`` writes is what ``evaluate`` measures."""
+    assert sample(models / "get.safetensors", tmp_path / "a.npz", "--labels", labels) == 0
+    model = load_model(models / "get.safetensors")
+    policy = check_policy(labels, model.config)
+    measured = torch.cat([*GeneratedImages(model, SEEDS, policy, Solve(), batch_size=8)])
+    assert close(images_in(tmp_path / "a.npz"), to_pixels(measured))
+    with np.load(tmp_path / "a.npz") as arrays:
+        wanted = labels_for(labels, SEEDS, model.config)
+        assert wanted is not None and arrays["arr_1"].tolist() == wanted.tolist()
+
+
+def test_half_precision(models: Path, tmp_path: Path) -> None:
+    model = models / "get.safetensors"
+    assert sample(model, tmp_path / "a.npz", "--precision", "float16") == 0
+    assert sample(model, tmp_path / "b.npz") == 0
+    half, full = (images_in(tmp_path / name).astype(int) for name in ("a.npz", "b.npz"))
+    assert 0 < np.abs(half - full).max() < 20
 
 
 def test_number_lists() -> None:
@@ -267,6 +307,24 @@ def test_number_lists() -> None:
 def test_no_number_lists(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_numbers(text, "--seeds", 2**32)
+
+
+@pytest.mark.parametrize("tol", ["model", None])
+@pytest.mark.parametrize("name", ["picard", "anderson", "broyden", "newton_krylov"])
+def test_evaluations_are_the_calls_of_the_cell(name: str, tol: Any, models: Path) -> None:
+    within = name == "newton_krylov"
+    solver = NewtonKrylov(jvp="difference") if within else name
+    model: Any = load_model(models / "get.safetensors")
+    cell, calls = model.deq.cell, []
+    model.deq.cell = lambda *args: calls.append(1) or cell(*args)
+    (batch,) = generate_batches(model, SEEDS, LABELS, max_steps=5, tol=tol, solver=solver)
+    assert batch.evaluations is not None
+    assert batch.evaluations.tolist() == [len(calls)] * len(SEEDS)
+    assert len(calls) > 5 if within else len(calls) == 5
+
+
+def test_no_seeds_give_no_images(models: Path) -> None:
+    assert generate(load_model(models / "get.safetensors"), [], []).shape == (0, 3, 8, 8)
 
 
 def test_batches_come_one_by_one_and_leave_the_model_as_it_was(models: Path) -> None:

@@ -159,6 +159,10 @@ def test_a_folder_goes_on_where_it_was(tmp_path: Path) -> None:
     names = sorted(path.name for path in folder.folder.iterdir())
     assert names == ["000000.png", "000001.png", "4294967295.png", "samples.json"]
     assert np.array_equal(np.asarray(Image.open(folder.folder / "000000.png")), images[0])
+    whole = (folder.folder / "000000.png").read_bytes()
+    for part in (whole[:-1], whole[:11], whole[:-12]):
+        (folder.folder / "000000.png").write_bytes(part)
+        assert again.missing([0], again.there()) == [0]
 
 
 def test_a_folder_of_other_images_is_refused(tmp_path: Path) -> None:

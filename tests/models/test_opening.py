@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
     (older / "ema.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*000000012800"):
         open_model(tmp_path)
+
+
+def test_a_checkpoint_by_its_own_name_is_held_against_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path, 9_000, 1)
+    copy = tmp_path / "best"
+    shutil.copytree(path, copy)
+    (copy / "state.pt").unlink()  # of which nothing is needed
+    assert seed_of(open_model(copy)) == 1
+    monkeypatch.chdir(path.parent)
+    assert seed_of(open_model(".")) == 1
+    weights = path / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    for name in (path, path.parent / "latest", path.parent, "."):
+        with pytest.raises(CheckpointError, match=r"the SHA-256 of ema\.safetensors is not"):
+            open_model(name)
+    (path / "manifest.json").unlink()  # a folder of two files: nothing to hold it against
+    open_model(path)
 
 
 def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
