@@ -42,10 +42,10 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(mode)  # safetensors would keep its files from everyone but the owner
-        _flush(partial)
+        flush(partial)
         if not (new and _link(partial, path)):
             partial.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -68,9 +68,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for inner in (*partial.rglob("*"), partial):
-            _flush(inner)
+            flush(inner)
         _take_place(partial, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -83,7 +83,7 @@ def discard(folder: Path) -> None:
     """
     hidden = _beside(folder)
     folder.rename(hidden)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -126,6 +126,28 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def flush(path: Path) -> None:
+    """Make a file, or the renames in a folder, durable; some systems cannot sync a folder.
+
+    Raises:
+        OSError: the file is not there, or the disk is full.
+    """
+    folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except OSError:
+        if folder:
+            return
+        raise
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
@@ -165,21 +187,3 @@ def _link(partial: Path, path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _flush(path: Path) -> None:
-    """Make a file, or the renames in a folder, durable; some systems cannot sync a folder."""
-    folder = path.is_dir()
-    try:
-        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
-    except OSError:
-        if folder:
-            return
-        raise
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

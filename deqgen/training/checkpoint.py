@@ -107,7 +107,7 @@ class Checkpoints:
         if images < 0:
             raise ValueError(f"images must not be negative, got {images}")
         self.directory.mkdir(parents=True, exist_ok=True)
-        tidy_folder(self.directory)
+        self.tidy()
         path = self.directory / f"{images:012d}"
         if path.exists() and not self._make_way(path):
             raise FileExistsError(f"{path} is there already; does another run write to it?")
@@ -119,6 +119,10 @@ class Checkpoints:
         point(self.directory / LATEST, path.name)
         self._delete_older_than(images)
         return path
+
+    def tidy(self) -> None:
+        """Remove what a killed writer left; for the one process that writes."""
+        tidy_folder(self.directory)
 
     def load(self) -> Loaded | None:
         """Read the newest checkpoint whose checksums are right; None if there is no checkpoint.

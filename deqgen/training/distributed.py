@@ -1,4 +1,4 @@
-"""Processes: how they start, what each is given, and how they agree.
+"""Processes: how they start, and what each is given.
 
 ``torchrun --nproc-per-node N`` starts N of them, on one machine or many; so does ``accelerate
 launch``, except that on a CPU it starts one, whatever it is told. Each holds the whole model, and
@@ -8,23 +8,26 @@ gradients are averaged by DDP. The folder of the run must be one that all of the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deqgen.training.config import TrainConfig
 from deqgen.training.trackers import check_trackers, start_trackers
 
-T = TypeVar("T")
 STRATEGIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+# A hook may keep one process busy for hours while the others wait. When a process dies, torchrun
+# ends the others; this limit is not needed for that.
+LONGEST_WAIT = timedelta(days=2)
 
 
 def make_accelerator(
@@ -60,6 +63,7 @@ def make_accelerator(
         cpu=not torch.cuda.is_available(),
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(logging_dir=str(folder / "tensorboard")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     check_processes(accelerator)
     if trackers:
@@ -134,17 +138,3 @@ def total(values: Tensor, accelerator: Accelerator) -> Tensor:
     if accelerator.num_processes == 1:
         return values
     return cast(Tensor, accelerator.reduce(values, "sum"))
-
-
-def by_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Let the first process act; its result, or its OSError, is then that of every process."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = action()
-        except OSError as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return cast(T, outcome[0])

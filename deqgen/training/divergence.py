@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from deqgen.training.checkpoint import CheckpointError, Checkpoints
 from deqgen.training.order import Part
 from deqgen.training.run_folder import write_json
 from deqgen.training.stepper import Outcome
@@ -19,7 +20,7 @@ BATCH = "batch.json"
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or a gradient is not finite. No step was taken; the last checkpoint is sound."""
+    """The loss or a gradient is not finite. No step was taken; the checkpoints are as they were."""
 
 
 def gather_batch(parts: Sequence[tuple[Part, Tensor]], accelerator: Accelerator) -> list[Any]:
@@ -38,11 +39,19 @@ def write_batch(folder: Path, images: int, outcome: Outcome, ranks: Sequence[Any
     write_json(folder / BATCH, {"images": images, **numbers, "ranks": list(ranks)})
 
 
-def explain(images: int, outcome: Outcome, rate: float, where: str) -> str:
+def last_checkpoint(checkpoints: Checkpoints) -> str:
+    """Say in a sentence where one could go on."""
+    try:
+        path = checkpoints.newest()
+    except (CheckpointError, OSError) as error:
+        return f"There is no checkpoint to go on from: {error}."
+    return f"The last checkpoint is {path}." if path else "There is no checkpoint yet."
+
+
+def explain(images: int, outcome: Outcome, rate: float, where: str, last: str) -> str:
     """Say in a few sentences what happened, why that may be, and where to look."""
     return (
         f"after {images} images the loss is {outcome.loss} and the gradient norm "
         f"{outcome.gradient_norm}; no step was taken. {where} Causes: (a) the learning rate "
-        f"{rate:g} is too high, (b) an example is not finite, (c) the precision is too low. The "
-        "last checkpoint is sound."
+        f"{rate:g} is too high, (b) an example is not finite, (c) the precision is too low. {last}"
     )

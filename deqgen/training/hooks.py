@@ -36,7 +36,12 @@ class Hook:
 
     Every process calls it at the first step that passes a multiple of ``images``, and at the end of
     the run, after the checkpoint of that moment is written. A run that is stopped while its hooks
-    are called calls them again when it goes on. The global random numbers are put back after it.
+    are called calls them again when it goes on; but those of the end of a run are not called for
+    that moment if the run is then given a greater length. The global random numbers are put back
+    after it.
+
+    The first process may work while the others return at once and wait for it, for two days at
+    most. An error in any process ends the run in all of them, with its text.
 
     Args:
         images: images between two calls.

@@ -6,18 +6,28 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
+from deqgen.training.agreement import by_each, by_first
 from deqgen.training.checkpoint import CheckpointError, Checkpoints, Loaded
 from deqgen.training.config import TrainConfig
-from deqgen.training.distributed import by_first, share_buffers
-from deqgen.training.divergence import FOLDER, TrainingDiverged, explain, gather_batch, write_batch
+from deqgen.training.distributed import share_buffers
+from deqgen.training.divergence import (
+    FOLDER,
+    TrainingDiverged,
+    explain,
+    gather_batch,
+    last_checkpoint,
+    write_batch,
+)
 from deqgen.training.ema import Ema
 from deqgen.training.hooks import Hook, Moment
 from deqgen.training.interrupt import StopRequest
@@ -64,8 +74,9 @@ class Run:
         self.checkpoints = Checkpoints(directory, keep=config.keep_checkpoints)
         self._begin()
         self._started = time.perf_counter()
-        first = accelerator.is_main_process
-        self.stats = Stats(directory / STATS, self.images, writes=first)
+        # The first process's; what the others get is how it began, and is never asked.
+        self._stats = by_first(accelerator, self._tidied)
+        self._buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
 
     @property
     def seconds(self) -> float:
@@ -76,6 +87,11 @@ class Run:
     def finished(self) -> bool:
         return self.images >= self.config.images
 
+    @property
+    def last_loss(self) -> float:
+        """Mean loss of the last row of the statistics."""
+        return by_first(self.accelerator, lambda: self._stats.last_loss)
+
     def due(self, interval: int) -> bool:
         """Whether the last step crossed a multiple of ``interval`` images, or ended the run."""
         before = self.images - self.config.batch_size
@@ -84,8 +100,10 @@ class Run:
     def step(self, stop: StopRequest) -> None:
         """One optimizer step, unless something is not finite; then the run ends."""
         before = random_state(self.stepper.device)
+        buffers = {name: buffer.clone() for name, buffer in self._moving()}
         outcome = self.stepper.step(self.images, stop)
         if not (outcome.taken or outcome.skipped):
+            self._put_back(buffers)
             self._diverge(outcome, before)
         self.images += self.config.batch_size
         self.ema.update(self.model, self.images, self.config.batch_size)
@@ -112,16 +130,20 @@ class Run:
         return row["loss"]
 
     def call(self, hooks: Sequence[Hook]) -> None:
-        """Call the hooks that are due, unless that was done before the run was stopped."""
+        """Call the hooks that are due, unless that was done before the run was stopped.
+
+        Raises:
+            Exception: of a hook in any process, in every process.
+        """
         hooks = [hook for hook in hooks if self.due(hook.images)]
-        if not hooks or by_first(self.accelerator, lambda: self.stats.hooks_ran_at) >= self.images:
+        if not hooks or by_first(self.accelerator, lambda: self._stats.hooks_ran_at) >= self.images:
             return
         share_buffers(self.ema.model, self.accelerator)
         moment = Moment(self.images, self.ema.model, self.accelerator, self.directory)
         before = random_state(self.stepper.device)
         row: dict[str, float] = {}
         for hook in hooks:
-            row.update(hook(moment))
+            row.update(by_each(self.accelerator, partial(hook, moment)))
         restore_random_state(before, self.stepper.device)
         self._record({**row, "seconds": round(self.seconds, 3)})
 
@@ -132,14 +154,24 @@ class Run:
             OSError: the disk is full or not writable, in every process; the old one is untouched.
         """
         state = self._state(random_state(self.stepper.device))
-        by_first(self.accelerator, lambda: self._write(self.checkpoints, state))
+
+        def write() -> None:
+            self._stats.flush()
+            self._write(self.checkpoints, state)
+
+        by_first(self.accelerator, write)
 
     def _write(self, checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
         checkpoints.save(self.images, state, self.model, self.ema.model)
 
     def _record(self, row: Mapping[str, float]) -> None:
-        self.stats.write({"images": self.images, **row})
-        self.accelerator.log(dict(row), step=self.images)
+        """Write a row, and tell the trackers; an error of the first process is one of all."""
+
+        def record() -> None:
+            self._stats.write({"images": self.images, **row})
+            self.accelerator.log(dict(row), step=self.images)
+
+        by_first(self.accelerator, record)
 
     def _state(self, random: Mapping[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds besides the weights; ``random`` is this process's state."""
@@ -175,6 +207,11 @@ class Run:
             # DDP has given this process the first one's weights, after the average was made.
             self.ema.load_state_dict(self.model.state_dict())
 
+    def _tidied(self) -> Stats:
+        """The statistics up to here, in a folder without what a killed process left."""
+        self.checkpoints.tidy()
+        return Stats(self.directory / STATS, self.images)
+
     def _load(self, loaded: Loaded) -> None:
         state = loaded.state
         try:
@@ -207,6 +244,18 @@ class Run:
             message = f"{loaded.path} is of another model: {str(error)[:300]}"
             raise CheckpointError(message) from None
 
+    def _moving(self) -> Iterator[tuple[str, Tensor]]:
+        """What a forward pass may change, and a checkpoint holds: BatchNorm's averages."""
+        if self._buffers:
+            for name, buffer in self.model.named_buffers():
+                if name in self._buffers:
+                    yield name, buffer
+
+    @torch.no_grad()
+    def _put_back(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, buffer in self._moving():
+            buffer.copy_(buffers[name])
+
     def _diverge(self, outcome: Outcome, random: Mapping[str, Any]) -> NoReturn:
         """Leave the batch and the state before the step, and end the run in all processes."""
         folder = self.directory / FOLDER
@@ -221,10 +270,11 @@ class Run:
         where = f"{folder} holds the examples of the batch and the state before it."
         try:
             by_first(self.accelerator, write)
-        except OSError as error:
+        except Exception as error:
             where = f"The state before it could not be written to {folder}: {error}."
+        last = by_first(self.accelerator, lambda: last_checkpoint(self.checkpoints))
         rate = float(self.stepper.optimizers[0].param_groups[0]["lr"])
-        raise TrainingDiverged(explain(self.images, outcome, rate, where))
+        raise TrainingDiverged(explain(self.images, outcome, rate, where, last))
 
 
 def _mean(values: Sequence[float]) -> float:

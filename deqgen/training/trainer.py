@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -12,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from deqgen.training.config import TrainConfig
-from deqgen.training.distributed import check_processes, make_accelerator
+from deqgen.training.distributed import check_processes, make_accelerator, share_buffers
 from deqgen.training.hooks import Hook
 from deqgen.training.interrupt import Interrupted, StopRequest
 from deqgen.training.objective import Objective
@@ -51,7 +52,9 @@ def train(
 
     A run that is stopped and continued takes the same steps, bit for bit on one machine, as one
     that is not: order and random numbers depend on the seed, the step and the part alone, and the
-    checkpoint holds the rest, the global random numbers of every process included.
+    checkpoint holds the rest, the global random numbers of every process included. Of the objective
+    it knows the number of examples only: to go on with another loss or other data of that number
+    is not noticed here.
 
     Started by torchrun or ``accelerate launch``, all processes call it with the same arguments and
     share the work of every step; with one ``config.microbatch``, N of them train as one does, but
@@ -71,41 +74,53 @@ def train(
         CheckpointError: all checkpoints are damaged, or they are of a run with other settings.
         TrainingDiverged: a loss or gradient is not finite, in any process. ``directory/nonfinite``
             then holds the examples of the batch and the state before the step.
-        Interrupted: SIGINT or SIGTERM came, to any process; a checkpoint was written first.
-        OSError: a checkpoint could not be written; the one before is whole.
+        Interrupted: SIGINT or SIGTERM came, to any process; a checkpoint was written first, unless
+            there was no step since the last.
+        OSError: a checkpoint or the statistics could not be written; the checkpoint before is
+            whole.
         ValueError: the objective has no examples, the batch cannot be cut for these processes, or
             they do not know of each other.
+        Exception: of a hook in any process, in every process.
     """
     if len(objective) == 0:
         raise ValueError("there is nothing to train on: the objective has no examples")
     accelerator = accelerator or make_accelerator(config)
     check_processes(accelerator)
-    run = Run(model, objective, config, Path(directory), accelerator)
-    total = config.steps * config.batch_size
-    with (
-        StopRequest() as stop,
-        tqdm(
-            total=total,
-            initial=min(run.images, total),
+    with StopRequest() as stop:  # from here on: reading a checkpoint may take long
+        run = Run(model, objective, config, Path(directory), accelerator)
+        bar = tqdm(
+            total=config.steps * config.batch_size,
+            initial=min(run.images, config.steps * config.batch_size),
             desc=title,
             unit="image",
             disable=not (progress and accelerator.is_main_process),
             mininterval=1.0,
-        ) as bar,
-    ):
-        run.call(hooks)  # those that a stop came between
-        while not (run.finished or run.signal):
-            run.step(stop)
-            bar.update(config.batch_size)
-            if run.due(config.log_images):
-                bar.set_postfix_str(f"loss {run.log():.4f}", refresh=False)
-            if run.due(config.save_images) or run.signal:
-                run.save()
-            if not run.signal:
-                run.call(hooks)
-        # One that came after the last step was not heard of in it.
-        signals = [number for number in gather_object([run.signal or stop.signal]) if number]
+        )
+        with bar:
+            signals = _heard(run, stop) or _loop(run, stop, hooks, bar)
     if signals:
-        message = f"stopped after {run.images} images; the checkpoint is in {directory}"
-        raise Interrupted(message, max(signals))
-    return TrainResult(run.ema.model, run.images, run.stats.last_loss, run.seconds)
+        kept = f"the checkpoint is in {directory}" if run.images else "there is no checkpoint yet"
+        raise Interrupted(f"stopped after {run.images} images; {kept}", max(signals))
+    share_buffers(run.ema.model, accelerator)
+    return TrainResult(run.ema.model, run.images, run.last_loss, run.seconds)
+
+
+def _loop(run: Run, stop: StopRequest, hooks: Sequence[Hook], bar: tqdm[Any]) -> list[int]:
+    """All steps that are left, or those before a signal; return the signals of all processes."""
+    config = run.config
+    run.call(hooks)  # those that a stop came between
+    while not (run.finished or run.signal):
+        run.step(stop)
+        bar.update(config.batch_size)
+        if run.due(config.log_images):
+            bar.set_postfix_str(f"loss {run.log():.4f}", refresh=False)
+        if run.due(config.save_images) or run.signal:
+            run.save()
+        if not run.signal:
+            run.call(hooks)
+    return _heard(run, stop)  # one that came after the last step was not heard of in it
+
+
+def _heard(run: Run, stop: StopRequest) -> list[int]:
+    """The signals that any process has received."""
+    return [number for number in gather_object([run.signal or stop.signal]) if number]

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from deqgen import create_model
 from deqgen.gradients import Implicit, Phantom, Unrolled
@@ -25,10 +25,11 @@ from deqgen.training import (
     Interrupted,
     Moment,
     TrainConfig,
-    TrainingDiverged,
+    agreement,
     make_accelerator,
     train,
 )
+from deqgen.training.stats import Stats
 from tests.training.toy import Dropping, Regression, config, exact_model, seed_all, small_model
 
 ACCELERATOR = make_accelerator(config())
@@ -73,11 +74,11 @@ def run(
     ).ema
 
 
-def caught(folder: Path, objective: Regression) -> dict[str, Any]:
+def caught(folder: Path, objective: Regression, hooks: Any = ()) -> dict[str, Any]:
     """What a run ends with."""
     try:
-        run(folder, objective)
-    except (Interrupted, TrainingDiverged, OSError) as error:
+        run(folder, objective, hooks=hooks)
+    except (Interrupted, Exception) as error:
         heard = error.signal if isinstance(error, Interrupted) else None
         return {"error": type(error).__name__, "text": str(error), "signal": heard}
     return {"error": None}
@@ -114,6 +115,68 @@ def full_disk(folder: Path) -> dict[str, Any]:
         outcome = caught(folder, exact())
     found = Checkpoints(folder).load()
     return {**outcome, "images": found.images if found else None}
+
+
+class Odd(Exception):
+    """Cannot be made again from its text, so not by another process either."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(f"{text} {number}")
+
+
+def raises(rank: int, error: Exception) -> Callable[..., None]:
+    def fails(*_: Any, **__: Any) -> None:
+        if rank == RANK:
+            raise error
+
+    return fails
+
+
+def errors_of_one(folder: Path) -> dict[str, Any]:
+    """What one process alone meets, beside its steps."""
+    found = {}
+    full = raises(0, OSError(errno.ENOSPC, "No space left on device"))
+    with mock.patch.object(Stats, "write", full):
+        found["statistics"] = caught(folder / "statistics", exact())
+    with mock.patch.object(Stats, "__init__", full):
+        found["first"] = caught(folder / "first", exact())
+    with mock.patch.object(ACCELERATOR, "log", raises(0, ConnectionError("no tracker"))):
+        found["tracker"] = caught(folder / "tracker", exact())
+    with mock.patch.object(Checkpoints, "save", raises(0, Odd("odd", 3))):
+        found["odd"] = caught(folder / "odd", exact())
+    for rank in (0, 1):
+        hook = Hook(16, raises(rank, ArithmeticError("of a hook")))
+        name = f"hook{rank}"
+        found[name] = caught(folder / name, exact(), [hook])
+    found["value"] = caught(folder / "value", exact(), [Hook(16, lambda _: {"loss": 1.0})])
+    return found
+
+
+def average(folder: Path) -> list[float]:
+    """What the caller is given, of statistics over a batch: no hook has made it the same."""
+    settings = config(microbatch=4, images=24)
+    model = train(
+        small_model(), Regression(), settings, folder, accelerator=ACCELERATOR, progress=False
+    ).ema
+    return [float(value.double().sum()) for value in model.state_dict().values()]
+
+
+def alone(scenario: str, folder: Path) -> None:
+    """An error in one process while the other waits for it in a collective call."""
+    agreement.PATIENCE = 0.5
+    if scenario == "objective":
+        run(folder, AtStep(1, lambda _: broken()))
+
+    def look(_: Moment) -> None:
+        if RANK == 1:
+            broken()
+        ACCELERATOR.wait_for_everyone()
+
+    run(folder, exact(), hooks=[Hook(16, look)])
+
+
+def broken() -> Tensor:
+    raise ArithmeticError("only here")
 
 
 def hooks(folder: Path) -> dict[str, Any]:
@@ -171,6 +234,8 @@ def tiny_get(estimator: str) -> nn.Module:
 def main(scenario: str, folder: Path) -> None:
     if scenario == "kill":
         return until_killed(folder)
+    if scenario in ("objective", "hook"):
+        return alone(scenario, folder)
     results: dict[str, Any] = {"processes": ACCELERATOR.num_processes}
     seed_all(0)
     run(folder / "dropping", exact(Dropping))
@@ -183,6 +248,10 @@ def main(scenario: str, folder: Path) -> None:
     run(folder / "stopped", exact())
     results["nonfinite"] = caught(folder / "nonfinite", AtStep(1, lambda loss: loss * torch.nan))
     results["disk"] = full_disk(folder / "disk")
+    results["errors"] = errors_of_one(folder / "errors")
+    results["average"] = average(folder / "average")
+    group: Any = distributed.group.WORLD
+    results["limit"] = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     results["hooks"] = hooks(folder / "hooks")
     for name in ESTIMATORS:
         settings = config(batch_size=4, images=12, microbatch=1)

@@ -40,7 +40,7 @@ def save(directory: str | Path, keep: int, images: int) -> Path:
     return Checkpoints(directory, keep=keep).save(images, state, model_of(images), model_of(images))
 
 
-def _die_at(death: int, directory: str) -> None:
+def die_at(death: int, directory: str) -> None:
     """Flushing is counted, and left out: a kill loses nothing that was written."""
     if death < 0:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -97,7 +97,7 @@ def main() -> None:
         directory, keep, images, death = json.loads(line)
         child = os.fork()
         if child == 0:
-            _die_at(death, directory)
+            die_at(death, directory)
             save(directory, keep, images)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -211,12 +211,38 @@ def test_statistics_drop_rows_beyond_the_checkpoint_and_a_torn_last_line(tmp_pat
     with path.open("a") as file:
         file.write('{"images": 40, "lo')
     assert [row["images"] for row in read_stats(path)] == [10, 10, 20, 20, 30, 30]
-    Stats(path, 10, writes=False)
-    assert len(read_stats(path)) == 6
     stats = Stats(path, 20)
     assert [row["images"] for row in read_stats(path)] == [10, 10, 20, 20]
     assert stats.last_loss == 5.0 and stats.hooks_ran_at == 20
     assert read_stats(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"{bad", b"\0\0\0", b'{"images": 20, "\xff', b'{"images": "20"}'],
+    ids=["torn", "zeros", "bytes", "text"],
+)
+def test_a_damaged_row_is_named_and_the_others_stay(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "stats.jsonl"
+    stats = Stats(path)
+    for images in (10, 20, 30, 40):
+        stats.write({"images": images, "loss": images / 4})
+    stats.write({"images": 40, "fid": 3.0})
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], damage, lines[2], damage, lines[4], b""]))
+    with pytest.warns(UserWarning, match=r"stats.jsonl, .* left out: line 2, 4$") as said:
+        stats = Stats(path, 40)
+    assert len(said) == 1
+    assert [row["images"] for row in read_stats(path)] == [10, 30, 40]
+    assert stats.hooks_ran_at == 40 and stats.last_loss == 7.5
+
+
+def test_what_a_killed_writer_of_statistics_left_is_removed(tmp_path: Path) -> None:
+    left, other = tmp_path / ".stats.jsonl.0123abcd.tmp", tmp_path / ".mine.0123abcd.tmp"
+    left.touch()
+    other.touch()
+    Stats(tmp_path / "stats.jsonl")
+    assert other.exists() and not left.exists()
 
 
 def test_a_truncated_checkpoint_is_one_sentence(tmp_path: Path) -> None:

@@ -144,6 +144,51 @@ def test_a_full_disk_is_an_error_in_both_and_the_old_checkpoint_stays(
         assert result["disk"]["images"] == 16
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "text"),
+    [
+        ("statistics", "OSError", "No space left"),
+        ("first", "OSError", "No space left"),
+        ("tracker", "ConnectionError", "no tracker"),
+        ("hook0", "ArithmeticError", "of a hook"),
+        ("hook1", "ArithmeticError", "of a hook"),
+        ("value", "ValueError", "may not return loss"),
+    ],
+)
+def test_an_error_of_one_process_is_one_of_both(
+    results: list[dict[str, Any]], name: str, kind: str, text: str
+) -> None:
+    for result in results:
+        assert result["errors"][name]["error"] == kind
+        assert text in result["errors"][name]["text"]
+
+
+def test_an_error_that_cannot_travel_is_told(results: list[dict[str, Any]]) -> None:
+    errors = [result["errors"]["odd"] for result in results]
+    assert [error["error"] for error in errors] == ["Odd", "RuntimeError"]
+    assert errors[1]["text"] == "Odd: odd 3"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["objective", "hook"])
+def test_an_error_of_one_process_ends_the_other(tmp_path: Path, scenario: str) -> None:
+    """Though that waits for it; the checkpoint of the second step stays."""
+    with launch(scenario, str(tmp_path)) as fails:
+        _, errors = fails.communicate(timeout=90)
+    assert fails.returncode == 1
+    assert "ArithmeticError: only here" in errors
+    found = Checkpoints(tmp_path).load()
+    assert found is not None and found.images == 16
+
+
+def test_the_average_that_is_returned_is_one(results: list[dict[str, Any]]) -> None:
+    assert results[0]["average"] == results[1]["average"]
+
+
+def test_processes_wait_for_each_other_for_days(results: list[dict[str, Any]]) -> None:
+    assert all(result["limit"] > 24 * 3600 for result in results)
+
+
 def test_hooks_see_one_average(folder: Path, results: list[dict[str, Any]]) -> None:
     for result in results:
         assert result["processes"] == 2

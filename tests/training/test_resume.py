@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deqgen.training import CheckpointError, Checkpoints, TrainConfig, read_stats, train
+from deqgen.training import (
+    CheckpointError,
+    Checkpoints,
+    Interrupted,
+    TrainConfig,
+    read_stats,
+    train,
+)
 from tests.training.toy import Dropping, Regression, config, same, seed_all, small_model, state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,6 +129,65 @@ def test_what_diverged_can_be_looked_at(tmp_path: Path) -> None:
     assert again.seen == objective.seen[-1:]
     newest = Checkpoints(tmp_path).load()
     assert newest is not None and newest.images == 16
+    run(tmp_path / "sound", config(images=24))
+    sound = Checkpoints(tmp_path / "sound").load()
+    assert sound is not None
+    assert same(sound.model, saved.model) and same(sound.ema, saved.ema)  # BatchNorm's too
+
+
+def test_what_diverged_says_where_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="There is no checkpoint yet"):
+        run(tmp_path, config(), Fails(0))
+    with pytest.raises(RuntimeError, match=r"The last checkpoint is .*/checkpoints/000000000016"):
+        run(tmp_path, config(), Fails(3))
+
+
+@pytest.mark.parametrize("images", [0, 16])
+def test_a_signal_while_a_checkpoint_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    """It ends the run before the next step, and before an evaluation that is to be made up for."""
+    if images:
+        run(tmp_path, config(images=images))
+    load = Checkpoints.load
+
+    def slow(self: Checkpoints) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(self)
+
+    monkeypatch.setattr(Checkpoints, "load", slow)
+    kept = "the checkpoint is in" if images else "there is no checkpoint yet"
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the signal got through"))
+    objective = Regression()
+    try:
+        with pytest.raises(Interrupted, match=f"stopped after {images} images; {kept}"):
+            run(tmp_path, config(), objective)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert objective.seen == []
+
+
+def test_statistics_are_on_the_disk_before_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave a checkpoint without the rows before it."""
+    path, fsync, save = tmp_path / "stats.jsonl", os.fsync, Checkpoints.save
+    flushed = [0]
+
+    def flush(handle: int) -> None:
+        found = os.fstat(handle)
+        if path.exists() and found.st_ino == path.stat().st_ino:
+            flushed.append(found.st_size)
+        fsync(handle)
+
+    def checked(self: Checkpoints, *arguments: Any) -> Path:
+        assert flushed[-1] == path.stat().st_size > 0
+        return save(self, *arguments)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Checkpoints, "save", checked)
+    run(tmp_path, config())
+    assert len(flushed) > 5
 
 
 def test_a_diverged_run_on_a_full_disk_still_says_that_it_diverged(
