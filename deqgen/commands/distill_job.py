@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from deqgen.commands.distill_options import LookOptions, LossOptions, RunOptions, StudentOptions
-from deqgen.commands.distill_parts import build_loss, build_model, open_judges
+from deqgen.commands.distill_parts import build_loss, build_model, loss_digests, open_judges
+from deqgen.commands.distill_resume import check_checkpoint, earlier_run, left_aside
 from deqgen.data import PairDataset
 from deqgen.models.protocol import GenerativeModel, parameter_count
 from deqgen.training import Distillation, Interrupted, TrainConfig, TrainingDiverged, train
@@ -29,19 +30,15 @@ from deqgen.training.run_folder import (
     CONFIG,
     FINISHED,
     begin_run,
-    check_run,
+    naming,
     next_run,
     training_in,
-    unfinished_run,
     write_json,
 )
 from deqgen.training.run_log import LOG, RunLog
-from deqgen.training.same_run import MAY_CHANGE
 from deqgen.training.trackers import check_trackers
 
 MISTAKE = 2
-# Sections of the configuration, or parts of them, that do not decide what is trained.
-FREE = ("run", "look", "pairs.folder")
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,28 @@ class Job:
     look: LookOptions
     run: RunOptions
 
-    def configuration(self, pairs: PairDataset, model: GenerativeModel) -> dict[str, Any]:
-        """All that decides the run, and how it was asked for: JSON data."""
+    def __post_init__(self) -> None:
+        """Refuse settings that fit no run.
+
+        Raises:
+            ValueError: a warm-up that outlasts a cosine.
+        """
+        training = self.training
+        if training.decay == "cosine" and training.warmup_images > training.images:
+            raise ValueError(
+                f"--warmup-images {training.warmup_images} outlasts the run: --decay cosine is at "
+                f"zero after --images {training.images}"
+            )
+
+    def configuration(
+        self, pairs: PairDataset, model: GenerativeModel, processes: int
+    ) -> dict[str, Any]:
+        """All that decides the run, and how it was asked for: JSON data.
+
+        The microbatch is the one in fact, so that this repeats the run in any number of processes.
+        """
+        training = self.training
+        microbatch = training.batch_size // training.parts(processes)
         folder = pairs.directory
         described = {
             "pairs": {
@@ -65,8 +82,8 @@ class Job:
                 "count": len(pairs),
             },
             "model": {"name": self.student.model, "config": model.config.to_dict()},
-            "loss": asdict(self.loss),
-            "training": asdict(self.training),
+            "loss": {**asdict(self.loss), **loss_digests(self.loss)},
+            "training": {**asdict(training), "microbatch": microbatch},
             "look": asdict(self.look),
             "run": asdict(self.run),
         }
@@ -79,25 +96,13 @@ class Job:
         data = self.pairs.rstrip("/").rpartition("/")[2] or "pairs"
         return "-".join(part for part in (self.student.model, data, self.run.desc) if part)
 
-    def earlier(self, config: dict[str, Any]) -> Path | None:
-        """The folder of the run to go on with; None to begin a new one.
-
-        Raises:
-            RunFolderError: the folder that was named is of another configuration, or of no run.
-        """
-        if self.run.resume == "never":
-            return None
-        if self.run.resume == "auto":
-            return unfinished_run(self.run.outdir, config, free=FREE)
-        changeable = MAY_CHANGE - ({"images"} if self.training.decay == "cosine" else set())
-        folder = Path(self.run.resume)
-        check_run(folder, config, free=(*FREE, *(f"training.{name}" for name in changeable)))
-        return folder
-
 
 def carry_out(job: Job) -> None:
     """Run the command; see :func:`deqgen.commands.distill.distill`."""
-    check_trackers(job.run.trackers)
+    try:
+        check_trackers(job.run.trackers)
+    except ImportError as error:  # a mistake of the user's, here
+        raise ValueError(str(error)) from None
     pairs = PairDataset(job.pairs)
     model = build_model(job.student, pairs, job.training.seed)
     criterion = build_loss(job.loss, pairs)
@@ -106,6 +111,7 @@ def carry_out(job: Job) -> None:
     accelerator = make_accelerator(job.training)  # joins the other processes
     try:
         job.training.parts(accelerator.num_processes)  # refuses a batch that cannot be shared
+        _check_device(job.training, accelerator.device)
         objective = Distillation(
             pairs,
             loss=criterion.to(accelerator.device),
@@ -117,6 +123,12 @@ def carry_out(job: Job) -> None:
         accelerator.end_training()
 
 
+def _check_device(training: TrainConfig, device: torch.device) -> None:
+    """Refuse, before there is a folder, what the training would refuse in it."""
+    if training.precision == "float16" and device.type == "cpu":
+        raise ValueError("precision 'float16' needs a GPU; on a CPU take 'bfloat16'")
+
+
 class _Session:
     """The part of a run that this command takes it through."""
 
@@ -125,7 +137,9 @@ class _Session:
     ) -> None:
         self.job, self.objective, self.model = job, objective, model
         self.accelerator = accelerator
-        self.config = job.configuration(objective.pairs, model)
+        self.processes = accelerator.num_processes
+        self.parts = job.training.parts(self.processes)
+        self.config = job.configuration(objective.pairs, model, self.processes)
         self.first = accelerator.is_main_process
         look, shape = job.look, objective.pairs.image_shape
         self.judges = open_judges(look, shape, accelerator.device) if look.evaluate_images else None
@@ -136,49 +150,70 @@ class _Session:
             self._agreed(self._show)
             return
         with ExitStack() as stack:
-            name, begun = self._agreed(lambda: self._claim(stack))
+            name, begun, aside = self._agreed(lambda: self._claim(stack))
             folder = Path(name)
+            stack.enter_context(naming(folder))
             if self.job.run.trackers:  # they need to know the folder
                 self.accelerator = make_accelerator(
                     self.job.training, trackers=self.job.run.trackers, directory=folder
                 )
                 stack.callback(self.accelerator.end_training)
             log = stack.enter_context(RunLog(folder / LOG if self.first else None))
+            if aside:
+                log.say(aside)
             log.say(f"{folder}: {'goes on' if begun else 'begins'}. {self._described()}")
             self._train(folder, log)
 
     def _show(self) -> None:
-        earlier = self.job.earlier(self.config)
+        earlier, aside = self._earlier()
+        if earlier:
+            self._check(earlier)
+        said = f"go on with {earlier}" if earlier else f"begin {next_run(*self._new)}"
         print(json.dumps(self.config, indent=2))
-        new = next_run(self.job.run.outdir, self.job.label)
-        print(f"Would go on with {earlier}." if earlier else f"Would begin {new}.")
-        print(self._described())
+        print(*filter(None, [aside, f"Would {said}.", self._described()]), sep="\n")
+
+    @property
+    def _new(self) -> tuple[Path, str]:
+        return self.job.run.outdir, self.job.label
+
+    def _earlier(self) -> tuple[Path | None, str | None]:
+        """The run to go on with, or what to say of one that is almost the same."""
+        run, training = self.job.run, self.job.training
+        found = earlier_run(run.resume, run.outdir, self.config, training, self.processes)
+        if found is not None or run.resume != "auto":
+            return found, None
+        return None, left_aside(run.outdir, self.config, training, self.processes)
+
+    def _check(self, folder: Path) -> None:
+        check_checkpoint(folder, self.job.training, self.parts, len(self.objective))
 
     def _described(self) -> str:
         """The work, in a sentence."""
-        training, processes = self.job.training, self.accelerator.num_processes
+        training, processes = self.job.training, self.processes
         batch = training.batch_size
         return (
             f"{self.job.student.model}, {parameter_count(self.model):,} parameters, learns from "
             f"{len(self.objective):,} pairs: {training.images:,} images, {batch} a step in parts "
-            f"of {batch // training.parts(processes)}, by {processes} "
+            f"of {batch // self.parts}, by {processes} "
             f"{'process' if processes == 1 else 'processes'} on {self.accelerator.device.type}."
         )
 
-    def _claim(self, stack: ExitStack) -> tuple[str, bool]:
+    def _claim(self, stack: ExitStack) -> tuple[str, bool, str | None]:
         """Make or find the folder, and keep others out of it; in the first process.
 
         Returns:
-            The folder, and whether it was there.
+            The folder, whether it was there, and what to say of another one.
         """
-        earlier = self.job.earlier(self.config)
-        folder = earlier or begin_run(self.job.run.outdir, self.job.label, self.config)
+        earlier, aside = self._earlier()
+        folder = earlier or begin_run(*self._new, self.config)
         stack.enter_context(training_in(folder))
-        write_json(folder / CONFIG, self.config)  # what may change may have changed
-        (folder / FINISHED).unlink(missing_ok=True)  # of a run that is to be made longer
-        processes = self.accelerator.num_processes
-        add_session(folder, device=self.accelerator.device, processes=processes)
-        return str(folder), earlier is not None
+        if earlier:
+            self._check(folder)  # before anything in it is changed
+        with naming(folder):
+            write_json(folder / CONFIG, self.config)  # what may change may have changed
+            (folder / FINISHED).unlink(missing_ok=True)  # of a run that is to be made longer
+            add_session(folder, device=self.accelerator.device, processes=self.processes)
+        return str(folder), earlier is not None, aside
 
     def _hooks(self, log: RunLog) -> list[Hook]:
         look = self.job.look
@@ -203,7 +238,8 @@ class _Session:
             )
         except TrainingDiverged:
             if self.first:
-                write_report(folder)
+                with suppress(OSError):  # what is said of the divergence matters more
+                    write_report(folder)
             raise
         except Interrupted as stop:
             return self._stop(folder, stop, log)

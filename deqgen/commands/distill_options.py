@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,7 +56,8 @@ class LossOptions:
             installed torchmetrics by default.
 
     Raises:
-        ValueError: a perceptual distance without its weights, or weights without it.
+        ValueError: a perceptual distance without its weights, or weights without it; a
+            ``loss_decay`` outside (0, 1].
     """
 
     loss: Literal["l1", "l2", "huber", "lpips", "dists"] = "l1"
@@ -65,6 +66,8 @@ class LossOptions:
     perceptual_heads: Annotated[Path | None, arg(metavar="PATH")] = None
 
     def __post_init__(self) -> None:
+        if not 0 < self.loss_decay <= 1:
+            raise ValueError(f"--loss-decay must lie in (0, 1], got {self.loss_decay}")
         paths = {
             "--perceptual-vgg": self.perceptual_vgg,
             "--perceptual-heads": self.perceptual_heads,
@@ -91,7 +94,7 @@ class LookOptions:
         evaluate_reference: what they are compared with: a name or path as for `deqgen evaluate`.
 
     Raises:
-        ValueError: a negative interval.
+        ValueError: a negative interval, or how to evaluate where nothing is evaluated.
     """
 
     sample_images: int = 100_000
@@ -104,6 +107,16 @@ class LookOptions:
         for name in ("sample_images", "evaluate_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.evaluate_images:
+            return
+        for field in fields(self):
+            how = field.name in ("evaluate_count", "evaluate_features", "evaluate_reference")
+            if how and getattr(self, field.name) != field.default:
+                option = f"--{field.name.replace('_', '-')}"
+                raise ValueError(
+                    f"{option} {getattr(self, field.name)} changes nothing without "
+                    "--evaluate-images, the training images between two evaluations"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

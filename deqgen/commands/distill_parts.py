@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from deqgen.atomic import file_sha256
 from deqgen.commands.distill_options import LookOptions, LossOptions, StudentOptions
 from deqgen.data import PairDataset
 from deqgen.evaluation import EvaluationInputError
@@ -18,7 +19,7 @@ from deqgen.models import create_model
 from deqgen.models.protocol import GenerativeModel
 from deqgen.training.looks import METRICS
 from deqgen.training.losses import TrajectoryLoss
-from deqgen.training.perceptual import PerceptualDistance
+from deqgen.training.perceptual import PerceptualDistance, heads_file
 
 
 def build_model(options: StudentOptions, pairs: PairDataset, seed: int) -> GenerativeModel:
@@ -66,6 +67,15 @@ def build_loss(options: LossOptions, pairs: PairDataset) -> TrajectoryLoss:
         )
     distance = PerceptualDistance(options.loss, options.perceptual_vgg, options.perceptual_heads)
     return TrajectoryLoss(options.loss_decay, distance)
+
+
+def loss_digests(options: LossOptions) -> dict[str, dict[str, str]]:
+    """SHA-256 of each file of weights that the loss uses, for the configuration; else nothing."""
+    if options.perceptual_vgg is None:
+        return {}
+    heads = options.perceptual_heads or heads_file(options.loss)
+    files = {"vgg": options.perceptual_vgg, "heads": heads}
+    return {"perceptual_sha256": {name: file_sha256(path) for name, path in files.items()}}
 
 
 def open_judges(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,7 +48,7 @@ class TrainConfig:
         seed: of the order, the noise and z0.
 
     Raises:
-        ValueError: a value outside its range, or two that exclude each other.
+        ValueError: a value outside its range or not finite, or two that exclude each other.
     """
 
     images: int
@@ -78,14 +79,7 @@ class TrainConfig:
         for name in (*at_least_one, "save_images", "keep_checkpoints", "log_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_images", "ema_ramp", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("clip_norm", "ema_power"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        self._check_numbers()
         if self.ema_power is not None and self.ema_ramp:
             raise ValueError("ema_ramp belongs to a half-life; ema_power needs none")
         choices = (("precision", PRECISIONS), ("decay", DECAYS), ("optimizer", OPTIMIZERS))
@@ -93,6 +87,22 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(unknown(name, getattr(self, name), allowed))
         self.parts(1)
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers outside their range; infinity and NaN are outside each."""
+        for name in ("weight_decay", "warmup_images", "ema_ramp", "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                wanted = "not be negative" if value < 0 else "be finite"
+                raise ValueError(f"{name} must {wanted}, got {value}")
+        if self.seed >= 2**63:  # what torch's generators take
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        for name in ("learning_rate", "clip_norm", "ema_power"):
+            value = getattr(self, name)
+            if not (value is None or 0 < value < math.inf):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
 
     @property
     def steps(self) -> int:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 400, 232
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 386, 34, 206
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 380, 34, 206
+_CHARACTER = 8  # width of one in a label, at most
 _MOST_TICKS = 5
+_FLAT = 1e-6  # relative range of values that are drawn as one
+_MOST_DIGITS = 9
 
 
 def curve_svg(title: str, points: Sequence[tuple[float, float]], *, log: bool = False) -> str:
@@ -31,16 +35,18 @@ def curve_svg(title: str, points: Sequence[tuple[float, float]], *, log: bool = 
     if not finite:
         return "".join([*parts, '<text x="4" y="40">nothing to show yet</text></svg>'])
     xs, ys = zip(*finite, strict=True)
-    across = _Axis(min(0.0, *xs), max(xs), _LEFT, _RIGHT)
     up = _Axis(min(ys), max(ys), _BOTTOM, _TOP, log=log)
-    for value in across.ticks():
+    heights = up.labels()
+    left = max(_LEFT, round(_CHARACTER * max((len(text) for _, text in heights), default=0)) + 10)
+    across = _Axis(min(0.0, *xs), max(xs), left, _RIGHT)
+    for value, text in across.labels():
         x = across.place(value)
         parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_BOTTOM}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" class="x">{short(value)}</text>')
-    for value in up.ticks():
+        parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" class="x">{text}</text>')
+    for value, text in heights:
         y = up.place(value)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="y">{short(value)}</text>')
+        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{_RIGHT}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" class="y">{text}</text>')
     places = [(across.place(x), up.place(y)) for x, y in finite]
     if len(places) > 1:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -50,12 +56,12 @@ def curve_svg(title: str, points: Sequence[tuple[float, float]], *, log: bool = 
     return "".join(parts)
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 3) -> str:
     """A number in few characters: 0.0123, 1.5k, 20M, 3e-07."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
+        if unit <= abs(value) < 1e12:
+            return f"{value / unit:.{digits}g}{name}"
+    return f"{value:.{digits}g}"
 
 
 class _Axis:
@@ -64,7 +70,7 @@ class _Axis:
     def __init__(
         self, low: float, high: float, start: float, stop: float, *, log: bool = False
     ) -> None:
-        if low == high:
+        if high - low <= _FLAT * max(abs(low), abs(high)):
             room = abs(low) / 2 or 1.0
             low, high = low - room, high + room
         self.low, self.high, self.start, self.stop, self.log = low, high, start, stop, log
@@ -73,6 +79,15 @@ class _Axis:
     def place(self, value: float) -> float:
         low, high = self._scale(self.low), self._scale(self.high)
         return self.start + (self.stop - self.start) * (self._scale(value) - low) / (high - low)
+
+    def labels(self) -> list[tuple[float, str]]:
+        """The ticks, each with as many digits as tell it from its neighbours."""
+        ticks = self.ticks()
+        near = min((b - a for a, b in pairwise(ticks)), default=math.inf) / 1000
+        for digits in range(3, _MOST_DIGITS + 1):
+            if all(abs(float(f"{value:.{digits}g}") - value) <= near for value in ticks):
+                break
+        return [(value, short(value, digits)) for value in ticks]
 
     def ticks(self) -> list[float]:
         """A few round values."""

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import warnings
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,16 +27,35 @@ def add_session(
 ) -> None:
     """Add what :func:`describe_environment` says to the list in ``environment.json``.
 
-    A run that is stopped and goes on has a session each time, maybe on another machine.
+    A run that is stopped and goes on has a session each time, maybe on another machine. What is
+    damaged in the list is left out of it from then on, with a warning.
 
     Args:
         folder: of the run.
         device: of this process.
         processes: how many train together.
     """
+    session = describe_environment(device=device, processes=processes)
+    write_json(Path(folder) / ENVIRONMENT, [*read_sessions(folder), session])
+
+
+def read_sessions(folder: str | Path) -> list[dict[str, Any]]:
+    """The list in ``environment.json``; none if there is no file.
+
+    What cannot be read is left out, with a warning.
+    """
     path = Path(folder) / ENVIRONMENT
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    write_json(path, [*earlier, describe_environment(device=device, processes=processes)])
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    records = found if isinstance(found, list) else [found]
+    sessions = [record for record in records if isinstance(record, dict)]
+    if len(sessions) < len(records):
+        warnings.warn(f"{path} is damaged; what is readable of it is kept", stacklevel=2)
+    return sessions
 
 
 def describe_environment(

@@ -7,6 +7,7 @@ what the numbers are measured on and with; without it they compare with nothing.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,27 @@ def add_evaluation(
 
 
 def read_evaluations(path: str | Path) -> list[dict[str, Any]]:
-    """All lines; none if there is no file."""
+    """All lines; none if there is no file. Damaged ones are left out, with a warning."""
     path = Path(path)
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [line for line in map(_parsed, lines) if line is not None]
+    if len(found) < len(lines):
+        count = f"{len(lines) - len(found)} of {len(lines)} lines"
+        warnings.warn(f"{count} of {path} are damaged and left out", stacklevel=2)
+    return found
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """What a line says; None if it is not as :func:`add_evaluation` writes them."""
+    try:
+        found = json.loads(line)
+        sound = (
+            isinstance(found["images"], int)
+            and all(isinstance(value, int | float) for value in found["numbers"].values())
+            and isinstance(found["fingerprint"], dict)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return found if sound else None

@@ -83,7 +83,7 @@ class PerceptualDistance(nn.Module):
         lpips = name == "lpips"
         self.network = load_vgg16(weights, (lambda: nn.MaxPool2d(2)) if lpips else _HannPool)
         shapes = _lpips_heads() if lpips else _dists_heads()
-        learnt = weights_for(shapes, _heads_file(name) if heads is None else heads, name)
+        learnt = weights_for(shapes, heads_file(name) if heads is None else heads, name)
         for key, tensor in learnt.items():
             self.register_buffer(_buffer(key), tensor)
         mean, std = (_LPIPS_MEAN, _LPIPS_STD) if lpips else (_MEAN, _STD)
@@ -219,8 +219,12 @@ def _buffer(key: str) -> str:
     return key.split(".")[0]
 
 
-def _heads_file(name: str) -> Path:
-    """The heads in an installed torchmetrics, which need not be imported for that."""
+def heads_file(name: str) -> Path:
+    """The heads of ``name`` in an installed torchmetrics, which need not be imported for that.
+
+    Raises:
+        ValueError: there is no torchmetrics that brings them.
+    """
     found = importlib.util.find_spec("torchmetrics")
     if found is not None and found.origin is not None:
         path = Path(found.origin).parent / "functional" / "image" / _HEADS[name]

@@ -9,6 +9,7 @@ import base64
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 
 from deqgen.atomic import write_text
 from deqgen.training.curves import curve_svg
-from deqgen.training.environment import ENVIRONMENT
+from deqgen.training.environment import read_sessions
 from deqgen.training.evaluations import EVALUATIONS, read_evaluations
 from deqgen.training.report_page import PAGE, STYLE
 from deqgen.training.run import STATS
-from deqgen.training.run_folder import CONFIG, FINISHED
+from deqgen.training.run_folder import CONFIG, FINISHED, RunFolderError, read_config
 from deqgen.training.stats import read_stats
 
 REPORT = "report.html"
@@ -36,7 +37,8 @@ def write_report(directory: str | Path) -> Path:
 
     Args:
         directory: holds ``config.json``, and as much as there is yet of ``environment.json``,
-            ``stats.jsonl``, ``evaluations.jsonl``, ``samples/*.png`` and ``finished.json``.
+            ``stats.jsonl``, ``evaluations.jsonl``, ``samples/*.png`` and ``finished.json``. What
+            is damaged of the records is left out, with a warning that names the file.
 
     Returns:
         Its path.
@@ -45,18 +47,18 @@ def write_report(directory: str | Path) -> Path:
         OSError: the disk is full or not writable.
     """
     directory = Path(directory)
-    config, environment = (_read(directory / name) for name in (CONFIG, ENVIRONMENT))
+    config = _config(directory)
     rows = read_stats(directory / STATS)
     evaluations = read_evaluations(directory / EVALUATIONS)
     name = directory.resolve().name
     body = [
         f"<h1>{escape(name)}</h1>",
-        f'<p class="lead">{_state(directory, rows, config or {})}</p>',
+        f'<p class="lead">{_state(directory, rows, config)}</p>',
         _section("Over the training images", _curves(rows, evaluations)),
         _section("Evaluation", _evaluations(evaluations)),
         _section("Samples", _samples(sorted((directory / SAMPLES).glob("*.png")))),
-        _section("Configuration", _configuration(config or {})),
-        _section("Environment", _environment(environment)),
+        _section("Configuration", _configuration(config)),
+        _section("Environment", _environment(read_sessions(directory))),
         _section("Every row of the log", _stats(rows)),
     ]
     path = directory / REPORT
@@ -69,9 +71,10 @@ def _state(directory: Path, rows: Sequence[Mapping[str, float]], config: Mapping
     trained = [row for row in rows if "loss" in row]
     if not trained:
         return "No row of the log has been written yet."
-    last, total = trained[-1], config.get("training", {}).get("images")
+    training = config.get("training")
+    last, total = trained[-1], training.get("images") if isinstance(training, dict) else None
     done = "Finished" if (directory / FINISHED).is_file() else "Not finished"
-    length = f" of {total:,}" if total else ""
+    length = f" of {total:,}" if isinstance(total, int) else ""
     return (
         f"{done}: {int(last['images']):,}{length} images in {_duration(rows[-1]['seconds'])}, "
         f"loss {last['loss']:.4g}."
@@ -144,9 +147,8 @@ def _configuration(config: Mapping[str, Any]) -> str:
     )
 
 
-def _environment(sessions: Any) -> str:
+def _environment(sessions: Sequence[Mapping[str, Any]]) -> str:
     """The newest session's; earlier ones fold away."""
-    sessions = sessions or []
     parts = [_pairs_table(sessions[-1])] if sessions else []
     for index, session in reversed(list(enumerate(sessions[:-1], 1))):
         parts.append(
@@ -227,5 +229,12 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _config(directory: Path) -> dict[str, Any]:
+    """The configuration; nothing if there is none."""
+    if not (directory / CONFIG).is_file():
+        return {}
+    try:
+        return read_config(directory)
+    except RunFolderError:
+        warnings.warn(f"{directory / CONFIG} is damaged; the report lacks it", stacklevel=3)
+        return {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from deqgen.data.manifest import PairError, differences, first_difference
 CONFIG = "config.json"
 SECONDS = "seconds.json"
 FINISHED = "finished.json"
+_MOST_SAID = 200  # characters of one difference
+_LONGEST = 255  # bytes of a name on the usual file systems
 _NUMBER = re.compile(r"(\d{5,})(-.*)?")
 
 
@@ -68,24 +72,60 @@ def begin_run(outdir: str | Path, label: str, config: Mapping[str, Any]) -> Path
         config: JSON data.
 
     Raises:
-        RunFolderError: ``outdir`` is a file, or not to be written to.
-        OSError: the disk is full.
+        RunFolderError: ``outdir`` is a file, or not to be written to; the name is too long.
+        OSError: the disk is full. No folder is left in any case.
     """
-    outdir = Path(outdir)
+    outdir = next_run(outdir, label).parent  # which refuses what can be told beforehand
     try:
-        outdir.mkdir(parents=True, exist_ok=True)
-        claim = _claim_number(outdir)
-        write_json(claim / CONFIG, config)
-        return claim.rename(outdir / f"{claim.name}-{_cleaned(label)}")
+        with naming(outdir):
+            outdir.mkdir(parents=True, exist_ok=True)
+            return _filled(_claim_number(outdir), label, config)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
         raise RunFolderError(f"no run folder can be made in {outdir}: {error.strerror}") from None
 
 
+def _filled(claim: Path, label: str, config: Mapping[str, Any]) -> Path:
+    """Write the configuration and give the folder its name, or remove it."""
+    try:
+        write_json(claim / CONFIG, config)
+        return claim.rename(claim.with_name(f"{claim.name}-{_cleaned(label)}"))
+    except BaseException:
+        shutil.rmtree(claim, ignore_errors=True)
+        raise
+
+
 def next_run(outdir: str | Path, label: str) -> Path:
-    """The folder that :func:`begin_run` would make now."""
-    return Path(outdir) / f"{_next_number(outdir)}-{_cleaned(label)}"
+    """The folder that :func:`begin_run` would make now.
+
+    Raises:
+        RunFolderError: ``outdir`` is a file, or the name is too long for a disk.
+    """
+    outdir = Path(outdir)
+    if outdir.exists() and not outdir.is_dir():
+        raise RunFolderError(f"{outdir} is a file; runs need a folder")
+    name = f"{_next_number(outdir)}-{_cleaned(label)}"
+    if (size := len(os.fsencode(name))) > _LONGEST:
+        raise RunFolderError(
+            f"the name of the run's folder would have {size} bytes, and a disk takes {_LONGEST}; "
+            f"shorten what follows the number: {name[:40]}..."
+        )
+    return outdir / name
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Let a disk that is full be named by this folder in the ``with`` block, if by nothing else.
+
+    What a file says that is being written to has no name in it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _cleaned(label: str) -> str:
@@ -132,7 +172,7 @@ def unfinished_run(
         named = "-" in folder.name  # else it is being made at this moment
         if named and (folder / CONFIG).is_file() and not (folder / FINISHED).exists():
             try:
-                found = _read(folder / CONFIG)
+                found = read_config(folder)
             except RunFolderError:
                 continue
             if not _unequal(found, config, free):
@@ -152,10 +192,9 @@ def check_run(folder: str | Path, config: Mapping[str, Any], *, free: Collection
         RunFolderError: it is no run's folder, or that of another configuration; all differing
             settings are named.
     """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
+    if not (Path(folder) / CONFIG).is_file():
         raise RunFolderError(f"{folder} is not the folder of a run: there is no {CONFIG} in it")
-    if unequal := _unequal(_read(path), config, free):
+    if unequal := _unequal(read_config(folder), config, free):
         raise RunFolderError(
             f"{folder} is the run of another configuration: {'; '.join(unequal)}. Give it the "
             "settings it began with, or begin a new run with --resume never"
@@ -184,7 +223,7 @@ def _unequal(found: Any, config: Mapping[str, Any], free: Collection[str]) -> li
     """How the configuration differs from the one found, where it may not."""
     wanted = json.loads(json.dumps(config))
     return [
-        said
+        said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
         for path, said in differences(found, wanted)
         if not any(path == name or path.startswith(f"{name}.") for name in free)
     ]
@@ -199,11 +238,23 @@ def _compare(path: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def _read(path: Path) -> Any:
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a run.
+
+    Raises:
+        RunFolderError: it is damaged, or something else.
+    """
+    return _read(Path(folder) / CONFIG)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunFolderError(f"{path} is damaged; choose another folder or delete it") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} is damaged; choose another folder or delete it")
+    return found
 
 
 def write_json(path: str | Path, data: Any) -> None:

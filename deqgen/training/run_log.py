@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -67,4 +68,5 @@ class RunLog:
         if self._show is not None:
             warnings.showwarning = self._show
         if error is not None:
-            self.note(f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # on a full disk, which the error then tells of
+                self.note(f"{type(error).__name__}: {error}")

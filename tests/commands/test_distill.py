@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deqgen import cli
 from deqgen.models import load_model
-from deqgen.training import Distillation, TrainConfig
+from deqgen.training import Distillation, TrainConfig, trackers
 from tests.commands.distilling import config, distill, only, rows, toy_pairs, weights
 from tests.data.stub import same
 
@@ -88,7 +88,7 @@ def test_the_configuration_is_written_whole(whole: Path, pairs: Path) -> None:
     found = config(whole)
     assert list(found) == ["pairs", "model", "loss", "training", "look", "run"]
     assert found["pairs"]["folder"] == str(pairs.resolve()) and found["pairs"]["count"] == 24
-    wanted = TrainConfig(images=96, batch_size=8, log_images=16, save_images=32)
+    wanted = TrainConfig(images=96, batch_size=8, microbatch=8, log_images=16, save_images=32)
     assert found["training"] == json.loads(json.dumps(dataclasses.asdict(wanted)))
     assert found["model"]["config"]["gradient"] == "unrolled"
 
@@ -215,18 +215,6 @@ def test_a_finished_run_is_made_longer_by_its_path(
     assert config(folder)["training"]["images"] == 96
 
 
-def test_another_configuration_is_refused_with_every_key(
-    pairs: Path, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    assert distill(pairs, whole.parent, "--resume", str(whole), "--seed", "3", "--loss", "l2") == 2
-    said = told(capsys)
-    assert f"{whole} is the run of another configuration: " in said
-    assert "loss.loss was 'l1' and is now 'l2'" in said
-    assert "training.seed was 0 and is now 3" in said
-    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-
-
 def test_evaluation_on_the_way(tmp_path: Path) -> None:
     pairs = toy_pairs(tmp_path / "pairs", side=32, num_classes=0)
     more = ["--model", "GET-N/8", "--images", "16", "--evaluate-images", "8"]
@@ -274,7 +262,7 @@ def test_trackers_write_into_the_folder(pairs: Path, tmp_path: Path) -> None:
         (["--gradient", "jfb", "--checkpoint"], "belongs to --gradient unrolled, not to 'jfb'"),
         (["--trackers", "tensorbord"], "unknown tracker 'tensorbord'. Did you mean 'tensorboard'"),
         (["--loss", "l3"], "'l3'"),
-        (["--loss-decay", "2"], "decay must lie in (0, 1], got 2.0"),
+        (["--loss-decay", "2"], "--loss-decay must lie in (0, 1], got 2.0"),
         (["--loss", "lpips"], "--loss lpips needs --perceptual-vgg PATH"),
         (["--loss", "dists", "--perceptual-vgg", "no.pth"], "no.pth"),
         (["--perceptual-heads", "x"], "--perceptual-heads belongs to --loss lpips or dists"),
@@ -287,6 +275,17 @@ def test_trackers_write_into_the_folder(pairs: Path, tmp_path: Path) -> None:
         (["--evaluate-images", "8", "--evaluate-count", "1"], "needs at least 2 images"),
         (["--sample-images", "-1"], "sample_images must not be negative, got -1"),
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
+        (["--precision", "float16", "--device", "cpu"], "precision 'float16' needs a GPU"),
+        (["--betas", "1.5", "0.9"], "betas must lie in [0, 1), got (1.5, 0.9)"),
+        (["--weight-decay", "nan"], "weight_decay must be finite, got nan"),
+        (["--learning-rate", "inf"], "learning_rate must be positive and finite, got inf"),
+        (["--ema-ramp", "nan"], "ema_ramp must be finite, got nan"),
+        (["--seed", "99999999999999999999"], "seed must be below 2**63, got 9999"),
+        (["--desc", "x" * 300], "would have 318 bytes, and a disk takes 255"),
+        (["--evaluate-count", "100"], "--evaluate-count 100 changes nothing without"),
+        (["--evaluate-features", "inception"], "--evaluate-features inception changes nothing"),
+        (["--evaluate-reference", "x.npz"], "--evaluate-reference x.npz changes nothing"),
+        (["--decay", "cosine", "--warmup-images", "97"], "--warmup-images 97 outlasts the run"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(
@@ -309,21 +308,24 @@ def test_pairs_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "none holds no pairs" in told(capsys)
 
 
-def test_other_pairs_or_classes_are_another_configuration(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = toy_pairs(tmp_path / "toy", num_classes=4, seed=1)
-    assert distill(other, tmp_path, "--resume", str(whole)) == 2
-    said = told(capsys)
-    assert "pairs.digest was" in said and "num_classes was 3 and is now 4" in said
-
-
 def test_an_outdir_that_is_none(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "runs").write_text("")
     assert distill(pairs, tmp_path / "runs") == 2
-    assert "no run folder can be made in" in told(capsys)
+    assert "runs is a file; runs need a folder" in told(capsys)
+
+
+def test_a_tracker_that_is_not_installed(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    assert distill(pairs, tmp_path / "runs", "--trackers", "tensorboard") == 2
+    assert "not installed: pip install 'deqgen[tensorboard]'" in told(capsys)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_processes_that_do_not_know_of_each_other(

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from deqgen.training.environment import add_session, describe_checkout, describe_environment
+from deqgen.training.environment import (
+    add_session,
+    describe_checkout,
+    describe_environment,
+    read_sessions,
+)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -37,6 +42,18 @@ def test_each_session_is_kept(tmp_path: Path) -> None:
     add_session(tmp_path, processes=2)
     sessions = json.loads((tmp_path / "environment.json").read_text())
     assert [session["processes"] for session in sessions] == [1, 2]
+
+
+def test_what_is_damaged_is_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    assert read_sessions(tmp_path) == []
+    for text, kept in (('[{"a":', []), ('[{"a": 1}, 3]', [{"a": 1}]), ('"text"', [])):
+        path.write_text(text)
+        with pytest.warns(UserWarning, match=r"environment\.json is damaged"):
+            assert read_sessions(tmp_path) == kept
+    with pytest.warns(UserWarning, match="is damaged"):
+        add_session(tmp_path)
+    assert len(read_sessions(tmp_path)) == 1
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -183,6 +183,45 @@ def test_axes_have_a_few_round_numbers() -> None:
     assert found == ["0", "3e-07", "1.5k", "20M", "-1.5G"]
 
 
+def test_narrow_ticks_are_told_apart_and_fit() -> None:
+    page = Page(curve_svg("fid", [(0, 144.31), (50, 144.405)]))
+    up = page.texts[7:]
+    assert up == ["144.32", "144.34", "144.36", "144.38", "144.4"]
+    page = Page(curve_svg("fid", [(0, 14431.2), (1, 14431.6)]))
+    up = page.texts[7:]
+    assert up == ["14.4312k", "14.4313k", "14.4314k", "14.4315k", "14.4316k"]
+    labels = [a for tag, a in page.elements if tag == "text" and a["class"] == "y"]
+    assert all(float(a["x"] or 0) >= 7 * len("14.4312k") for a in labels)  # of 13 pixels' type
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.booleans())
+def test_no_two_ticks_have_one_label(low: float, room: float, log: bool) -> None:
+    page = Page(curve_svg("a", [(0, low), (1, low + room)], log=log))
+    for kind in "xy":
+        labels = [
+            a["y" if kind == "y" else "x"] for t, a in page.elements if a.get("class") == kind
+        ]
+        assert len(set(labels)) == len(labels)
+    up = page.texts[7:]
+    assert len(set(up)) == len(up) >= 2
+
+
+def test_damaged_records_are_left_out_and_named(folder: Path) -> None:
+    whole = (folder / EVALUATIONS).read_text()
+    count = len(whole.splitlines())
+    bad = ['{"images": 3', "3", '{"images": 1, "numbers": {"a": "b"}, "fingerprint": {}}']
+    (folder / EVALUATIONS).write_text("\n".join([*bad, whole]))
+    (folder / "config.json").write_text("[1]")
+    (folder / "environment.json").write_text("{")
+    with (
+        pytest.warns(UserWarning, match=rf"3 of {3 + count} lines of .*evaluations\.jsonl"),
+        pytest.warns(UserWarning, match=r"config\.json is damaged"),
+        pytest.warns(UserWarning, match=r"environment\.json is damaged"),
+    ):
+        _, page = written(folder)
+    assert "140.123" in page.text and "Not finished: 512 images" in page.text
+
+
 def test_numbers_of_tables() -> None:
     found = [number(value) for value in (None, 3, 3.0, 0.1234567, 12_800_000, math.inf, "a<b")]
     assert found == ["–", "3", "3", "0.123457", "12,800,000", "inf", "a&lt;b"]

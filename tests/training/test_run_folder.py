@@ -133,7 +133,7 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
 
 def test_where_no_folder_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"no run folder can be made in .*file: File exists"):
+    with pytest.raises(RunFolderError, match=r"file is a file; runs need a folder"):
         begin_run(tmp_path / "file", "a", CONFIG)
 
     def refuse(code: int) -> None:
@@ -148,3 +148,44 @@ def test_where_no_folder_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refuse(errno.ENOSPC)
     with pytest.raises(OSError, match="ENOSPC"):
         begin_run(tmp_path / "runs", "a", CONFIG)
+
+
+def test_a_name_that_is_too_long_leaves_nothing(tmp_path: Path) -> None:
+    for make in (lambda: begin_run(tmp_path, "ü" * 125, {}), lambda: next_run(tmp_path, "x" * 250)):
+        with pytest.raises(RunFolderError, match="would have 256 bytes, and a disk takes 255"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+    assert begin_run(tmp_path, "x" * 249, CONFIG).is_dir()
+
+
+def test_a_claim_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(RunFolderError, match=r"no run folder can be made in .*: broken"):
+            begin_run(tmp_path, "a", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(run_folder, "write_json", fail)
+    with pytest.raises(RunFolderError, match="broken"):
+        begin_run(tmp_path, "a", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_json", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*runs'"):
+        begin_run(tmp_path / "runs", "a", CONFIG)
+
+
+def test_a_configuration_of_another_kind(tmp_path: Path) -> None:
+    folder = begin_run(tmp_path, "a", CONFIG)
+    for text in ("[1]", "3", "{", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(RunFolderError, match=r"config\.json is damaged"):
+            check_run(folder, CONFIG)
+        assert unfinished_run(tmp_path, CONFIG) is None
