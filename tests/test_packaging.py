@@ -89,6 +89,8 @@ def test_metadata_names_python_licence_and_extras(metadata: Message) -> None:
         "demo",
         "diffusers",
         "export",
+        "perceptual",
+        "tensorboard",
     }
     core = {canonicalize_name(r.name) for r in requirements(metadata) if r.marker is None}
     assert core == {

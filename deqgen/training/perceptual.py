@@ -232,5 +232,5 @@ def heads_file(name: str) -> Path:
             return path
     raise ValueError(
         f"{name} needs heads, the file of what was learnt on top of VGG16; give its path, or "
-        "install a torchmetrics that brings it (pip install torchmetrics)"
+        "install the torchmetrics that brings it (pip install 'deqgen[perceptual]')"
     )

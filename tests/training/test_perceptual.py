@@ -308,5 +308,5 @@ def test_a_file_of_something_else(vgg: Path, tmp_path: Path) -> None:
 
 def test_without_torchmetrics(vgg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"dists needs heads.*pip install torchmetrics"):
+    with pytest.raises(ValueError, match=r"dists needs heads.*pip install 'deqgen\[perceptual\]'"):
         PerceptualDistance("dists", vgg)
