@@ -3,7 +3,7 @@
 #
 #   PYTHON     interpreter that .venv is made with       make test PYTHON=python3.12
 #   PIP_ARGS   added to pip install                      make demo PIP_ARGS="--index-url ..."
-#   ARGS       added to the demo's or the tests' command make demo ARGS="--preset smoke"
+#   ARGS       added to the demo's, app's or tests' command make demo ARGS="--preset smoke"
 #   WORKERS    test processes, 0 for none beside pytest  make test WORKERS=0
 
 PYTHON ?= python3
@@ -18,14 +18,22 @@ STAMP := $(VENV)/.installed
 # 20 s of tests on. One thread each: more would only wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
 
+# What was read is kept in doctrees, so that a second build reads what changed; after a warning it is
+# dropped, for the second build would not see it again. The gallery's pictures are drawn with one
+# thread: the same digits everywhere.
+SPHINX = OMP_NUM_THREADS=1 MPLBACKEND=Agg $(RUN) -m sphinx -W --keep-going -d docs/_build/doctrees
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo app test test-slow lint format docs clean
 
 help:  ## list the tasks
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(STAMP)  ## distil the embedded CIFAR-10 teacher into a one-step GET (ARGS="--help" for options)
 	$(RUN) examples/distill_cifar.py $(ARGS)
+
+app: $(VENV)/.installed-demo  ## open a page to play with a student (ARGS="--help" for options)
+	$(RUN) examples/app.py $(ARGS)
 
 test: $(STAMP)  ## run the tests, with coverage (ARGS="tests/solvers --no-cov" for some, without)
 	$(PYTEST) --cov --cov-report=term $(ARGS)
@@ -42,11 +50,18 @@ format: $(STAMP)  ## format the code and fix what can be fixed safely
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(VENV)/.installed-docs  ## build the documentation without a network, warnings are errors; run its doctests
+	$(SPHINX) -b html docs docs/_build/html $(ARGS) || { rm -rf docs/_build/doctrees; exit 1; }
+	$(SPHINX) -b doctest -q docs docs/_build/doctest
+	@tail -n 6 docs/_build/doctest/output.txt
+	$(RUN) docs/check_offline.py docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 install: $(STAMP)  ## create .venv and install deqgen into it, editable, with the dev extra
 
 clean:  ## remove .venv, caches and build outputs (never runs/)
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
-	find deqgen deqgen_solvers tests examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv build dist docs/_build docs/gallery .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	find deqgen deqgen_solvers tests examples docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Installed again only when what is to be installed has changed.
 $(STAMP): pyproject.toml constraints.txt
@@ -62,3 +77,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install 'pip>=21.3'
 	$(RUN) -m pip install -c constraints.txt -e '.[dev]' $(PIP_ARGS)
 	@touch $(STAMP)
+
+# A further extra, when a task first needs it: .installed-demo is the extra demo.
+$(VENV)/.installed-%: $(STAMP)
+	$(RUN) -m pip install -c constraints.txt -e '.[$*]' $(PIP_ARGS)
+	@touch $@

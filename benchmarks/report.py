@@ -54,7 +54,7 @@ def report(name: str, headline: str, parts: Parts, options: Options) -> tuple[di
         "rounds": options.rounds,
     }
     results |= {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
-    page = f"{headline}: " + ", ".join(f"{k} {v}" for k, v in results.items())
+    page = f"# {headline}\n\n" + ", ".join(f"{k} {v}" for k, v in results.items())
     print(page)
     for part in options.parts or parts:
         rows = results[part] = parts[part](options.rounds)

@@ -87,6 +87,10 @@ def generate(
     Raises:
         ValueError: a seed or label out of range, a wrong number of labels, labels for an
             unconditional model or none for a conditional one, or ``batch_size`` below 1.
+
+    Example:
+        >>> generate(create_model("GET-N/8"), seeds=range(3)).shape
+        torch.Size([3, 3, 32, 32])
     """
     seeds = [int(seed) for seed in seeds]
     batches = generate_batches(

@@ -83,6 +83,11 @@ def spectral_radius(
     Raises:
         OptionError, OptionTypeError: ``products`` is below 1 or no whole number.
         StateError, StateTypeError: z, or what f returned, does not fit.
+
+    Example:
+        >>> from deqgen_solvers.diagnostics import spectral_radius
+        >>> spectral_radius(lambda z: torch.tensor([0.9, 0.5]) * z, torch.ones(1, 2)).radius
+        tensor([0.9000])
     """
     check_count("spectral_radius", "products", products)
     linear = _Linearised(f, z, args)

@@ -56,7 +56,7 @@ def solve(
     throw: bool = False,
     callback: Callable[[Progress], object] | None = None,
 ) -> Solution[T]:
-    """Find z = f(z, *args) for every sample of a batch.
+    """Find ``z = f(z, *args)`` for every sample of a batch.
 
     Samples are independent problems. Each has its own residual, status and step count, is frozen
     when it finishes, and gets the answer that it would get alone (to rounding, if f is row-wise).
@@ -93,6 +93,10 @@ def solve(
         StateError, StateTypeError: z0, args or what f returned does not fit; names the leaf.
         ConvergenceError: see ``throw``; it carries the solution.
         Exception: whatever f raises, unchanged.
+
+    Example:
+        >>> solve(torch.cos, torch.zeros(2, 1)).explain()
+        '2 of 2: The residual met the tolerance.'
     """
     method = make_solver(solver)
     _check_options(f, args, tol, max_steps, select, trace or throw)

@@ -78,6 +78,10 @@ def make_solver(solver: str | Solver[Any], **options: Any) -> Solver[Any]:
         OptionTypeError: an option that the solver does not have, options beside an object, or
             something that is neither a name nor a solver.
         OptionError: an option out of range.
+
+    Example:
+        >>> make_solver("anderson", memory=5).memory
+        5
     """
     if isinstance(solver, str):
         factory = _find(solver)

@@ -26,6 +26,10 @@ class Tolerance:
     Raises:
         OptionError: a part is negative or not finite.
         OptionTypeError: a part is not a real number.
+
+    Example:
+        >>> Tolerance(rtol=1e-3).threshold(torch.tensor([10.0]), unknowns=4)
+        tensor([0.0100])
     """
 
     atol: float = 1e-6

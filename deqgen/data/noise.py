@@ -45,6 +45,10 @@ def noise_for(seeds: Iterable[int] | Sequence[torch.Generator], shape: Sequence[
 
     Raises:
         ValueError: a seed out of range.
+
+    Example:
+        >>> torch.equal(noise_for([7], (3, 8, 8))[0], noise_for([5, 6, 7], (3, 8, 8))[2])
+        True
     """
     chosen: list[int | torch.Generator] = list(seeds)
     noise = torch.empty((len(chosen), *shape))  # (B, *shape)

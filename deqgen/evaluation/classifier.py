@@ -31,6 +31,7 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
+"""Names of the ten classes, in the order of their labels."""
 IMAGE_SHAPE = (3, 32, 32)
 
 

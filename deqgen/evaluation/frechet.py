@@ -149,6 +149,11 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
     Raises:
         EvaluationInputError: shapes that do not agree, or values that are not finite.
+
+    Example:
+        >>> mean, cov = torch.zeros(2), torch.eye(2)
+        >>> frechet_distance(mean, cov, mean + 3, cov)
+        18.0
     """
     size = mean1.shape[0] if mean1.ndim == 1 else -1
     shapes = [tuple(item.shape) for item in (mean1, cov1, mean2, cov2)]

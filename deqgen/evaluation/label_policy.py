@@ -64,7 +64,7 @@ def labels_for(
     classes, a seed takes the one at its place modulo their number.
 
     Raises:
-        ValueError: as :func:`check_policy`.
+        ValueError: as ``check_policy`` of this module.
     """
     count = config.num_classes
     if policy is None or count is None:

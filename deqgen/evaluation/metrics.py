@@ -27,6 +27,8 @@ from deqgen.evaluation.measuring import Measured
 from deqgen.teachers.names import unknown
 
 METRICS = ("fd", "kid", "is", "pr", "dc")
+"""Names of the groups of numbers that an evaluation can be asked for."""
+
 NEED_FEATURES = frozenset({"kid", "pr", "dc"})
 LEAST_IMAGES = {
     "fd": 2,

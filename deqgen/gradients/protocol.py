@@ -55,7 +55,7 @@ class Forward:
     trace: bool = False
 
     def __call__(self, f: Cell, z0: State, args: tuple[Any, ...] = ()) -> Solution[Any]:
-        """Solve z = f(z, *args) from ``z0`` without recording gradients."""
+        """Solve ``z = f(z, *args)`` from ``z0`` without recording gradients."""
         return _run(self, f, z0, args) if self.tol is None else _search(self, f, z0, args)
 
 

@@ -40,6 +40,10 @@ def make_gradient(gradient: str | GradientEstimator, **options: Any) -> Gradient
     Raises:
         ValueError: an unknown name, or an option out of its range.
         TypeError: an unknown option, options beside an object, or something that is no estimator.
+
+    Example:
+        >>> make_gradient("phantom", steps=3)
+        Phantom(steps=3, damping=0.5, mode='unroll', every=None)
     """
     if not isinstance(gradient, str):
         if options:

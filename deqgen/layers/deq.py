@@ -40,7 +40,7 @@ _NO_GRADIENT = (
 
 
 class DEQ(nn.Module):
-    """A layer whose output is the fixed point z = cell(z, *args).
+    """A layer whose output is the fixed point ``z = cell(z, *args)``.
 
     Args:
         cell: a module, or any function of ``(z, *args)`` that returns a state like ``z``. If it is
@@ -117,7 +117,7 @@ class DEQ(nn.Module):
         trace: bool = False,
         generator: Generators = None,
     ) -> Equilibrium:
-        """Solve z = cell(z, *args). Options given here replace those of the layer for this call.
+        """Solve ``z = cell(z, *args)``. Options given here replace the layer's for this call.
 
         Args:
             args: handed to the cell; tensors among them get gradients.

@@ -325,7 +325,7 @@ class DEQUNet(EquilibriumModel):
             level: ``(B,)``, EDM's c_noise, for a model that takes noise levels.
 
         Returns:
-            The arguments of :meth:`UNetCell.forward`, one row a sample in each.
+            The arguments of ``UNetCell.forward``, one row a sample in each.
         """
         told = [
             embedder(value)  # (B, E)

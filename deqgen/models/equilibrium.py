@@ -78,7 +78,7 @@ class EquilibriumModel(GenerativeModel):
         solver: str | Solver[Any] | None,
         trace: bool,
     ) -> Equilibrium:
-        """Solve z = cell(z, *args) from z0; the options are those of ``forward``.
+        """Solve ``z = cell(z, *args)`` from z0; the options are those of ``forward``.
 
         Raises:
             ValueError: if ``max_steps`` is below 1.

@@ -81,6 +81,11 @@ def create_model(name: str, **overrides: Any) -> GenerativeModel:
         UnknownModelError: (a ValueError) no model has this name; the nearest one is suggested.
         TypeError: an override that the model does not have, or of the wrong type.
         ValueError: an override out of its range.
+
+    Example:
+        >>> model = create_model("GET-N/8", num_classes=10)
+        >>> model(torch.zeros(2, 3, 32, 32), torch.tensor([3, 7])).image.shape
+        torch.Size([2, 3, 32, 32])
     """
     if name not in _TABLE:
         raise UnknownModelError(_unknown(name))

@@ -54,7 +54,7 @@ PUBLISHED = {
 
 
 def fetch_published(name: str) -> Path:
-    """The checkpoint of this name, downloaded once; raises as :func:`fetch`."""
+    """The checkpoint of this name, downloaded once; raises as ``fetch`` of ``download.py``."""
     known, notice = PUBLISHED[name], _LICENCE.format(name=name)
     return fetch(known.url, size=known.size, sha256=known.sha256, notice=notice)
 

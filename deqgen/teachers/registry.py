@@ -149,7 +149,7 @@ def save_teacher(
     """Write a denoiser and its sampling defaults to one safetensors file.
 
     Args:
-        denoiser: the module; a U-Net under :class:`EDMDenoiser` describes itself, and so does
+        denoiser: the module; a U-Net under ``EDMDenoiser`` describes itself, and so does
             one that has a method ``teacher_header`` of no arguments, which returns the entries.
         path: file to write; its folder is made. Written beside and renamed, so never half there.
         metadata: entries of the header (see the module's text). ``name`` is required;

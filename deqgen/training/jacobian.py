@@ -52,8 +52,9 @@ def jacobian_penalty(
         StateError, StateTypeError: the equilibrium does not fit the cell.
 
     Example:
-        >>> equilibrium = layer(x)
-        >>> loss = criterion(equilibrium.z)
+        >>> layer, x = DEQ(lambda z, x: 0.5 * torch.tanh(z) + x), torch.ones(2, 3)
+        >>> equilibrium, generator = layer(x), torch.Generator().manual_seed(0)
+        >>> loss = equilibrium.z.square().mean()
         >>> loss = loss + 0.1 * jacobian_penalty(layer.cell, equilibrium, (x,), generator=generator)
     """
     norms = jacobian_norm(cell, equilibrium.z, args, generator=generator, probes=probes)  # (B,)

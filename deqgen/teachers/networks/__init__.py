@@ -15,5 +15,6 @@ NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {
     "SongUNet": SongUNet,
     "DhariwalUNet": DhariwalUNet,
 }
+"""The networks, by the names that EDM's files give them."""
 
 __all__ = ["NETWORKS", "DhariwalUNet", "SongUNet"]
