@@ -105,7 +105,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "a.pth"
     path.write_bytes(b"hello")
     assert cli.main(["convert-get", str(path), str(tmp_path / "out")]) == 2
-    assert "a.pth is damaged, or no checkpoint" in told(capsys)
+    assert "a.pth is damaged, or no file of tensors" in told(capsys)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -144,6 +144,19 @@ def test_the_traceback_is_there_for_the_asking(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("DEQGEN_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError, match="oh"):
         cli.main(["fail"])
+
+
+def test_the_first_process_tells_of_an_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All have the same ones; what else goes wrong in another process it tells itself."""
+    failing(monkeypatch, FileNotFoundError(errno.ENOENT, "not on this machine", "x"))
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["fail", "--numbre", "3"]) == 2
+        assert capsys.readouterr().err.count("deqgen: ") == lines
+    assert cli.main(["fail"]) == 2
+    assert "not on this machine" in told(capsys)
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

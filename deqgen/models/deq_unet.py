@@ -26,7 +26,7 @@ R_s = H / (P * 2^s) side of the map at scale s (0 is the finest), E embedding, K
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, TypeAlias, cast
@@ -270,6 +270,11 @@ class DEQUNet(EquilibriumModel):
     def write_fixed_buffers(self) -> None:
         """Write the state that samples without a generator start from."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
+
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks of the noise's encoder."""
+        levels = cast("list[ResidualBlocks]", list(self.injection.levels))
+        return [block for level in levels for block in level]
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the cell where it stands; the arguments are those of ``torch.compile``.

@@ -22,6 +22,7 @@ Deviations from the published code, each marked where it happens:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -138,6 +139,10 @@ class GET(EquilibriumModel):
         """Write the state that samples without a generator start from (deviation 1)."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
 
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks of the injection transformer."""
+        return list(self.blocks)
+
     def forward(
         self,
         noise: Tensor,
@@ -191,7 +196,7 @@ class GET(EquilibriumModel):
             row = told if row is None else row + told  # (B, 3*D)
         x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
         for block in self.blocks:
-            x = block(x, block.attn.fold(row))  # (B, L, D)
+            x = block(x, row=row)  # (B, L, D)
         injection = self.qkv_inj(x).chunk(self.config.deq_depth, dim=-1)  # N of (B, L, 3*D)
         return tuple(
             block.attn.fold(row, token)

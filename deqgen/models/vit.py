@@ -8,6 +8,7 @@ Letters: B samples, C channels, H and W pixels, P patch side, L = (H/P)*(W/P) to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -87,6 +88,10 @@ class ViT(GenerativeModel):
         c = self.config
         self.pos_embed.copy_(sincos_positions(grid_side(c.image_size, c.patch_size), c.width))
 
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
     def forward(
         self,
         noise: Tensor,
@@ -112,7 +117,7 @@ class ViT(GenerativeModel):
             row = self.y_embedder(label)  # (B, 3*D)
         x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
         for block in self.blocks:
-            x = block(x, block.attn.fold(row))  # (B, L, D)
+            x = block(x, row=row)  # (B, L, D)
         image = self.final_layer(x)  # (B, C, H, W)
         return GeneratorOutput(image, (image,), None)
 
