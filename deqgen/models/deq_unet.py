@@ -1,4 +1,5 @@
-"""Multi-scale equilibrium U-Net: feature maps of all resolutions, solved for together.
+"""Multi-scale equilibrium U-Net: feature maps of all resolutions, solved for together, as a deep
+equilibrium model (Bai et al. 2019, arXiv 1909.01377).
 
 The state is one feature map a resolution, as in multiscale deep equilibrium models (MDEQ, Bai,
 Koltun & Kolter 2020, arXiv 2006.08656), and the cell is one pass of a small diffusion U-Net (DDPM,
@@ -221,6 +222,7 @@ class DEQUNet(EquilibriumModel):
     """
 
     architecture: ClassVar[str] = "DEQ-UNet"
+    references: ClassVar[tuple[str, ...]] = ("bai2020multiscale", "bai2019deep", "ho2020denoising")
     config: DEQUNetConfig
     initial_draw: Tensor
 

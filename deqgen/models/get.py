@@ -1,4 +1,5 @@
-"""Generative Equilibrium Transformer (Geng et al. 2023, arXiv 2401.08639).
+"""Generative Equilibrium Transformer (Geng et al. 2023, arXiv 2401.08639), a deep equilibrium model
+(Bai et al. 2019, arXiv 1909.01377).
 
 Noise becomes tokens; an injection transformer reads them once; its output, and the class, are
 added to the queries, keys and values of an equilibrium transformer, whose few blocks are applied
@@ -93,6 +94,7 @@ class GET(EquilibriumModel):
     """
 
     architecture: ClassVar[str] = "GET"
+    references: ClassVar[tuple[str, ...]] = ("geng2023onestep", "bai2019deep")
     config: GETConfig
     initial_draw: Tensor
 

@@ -114,11 +114,13 @@ class GenerativeModel(nn.Module, Pretrained):
     """Base class of models that turn noise into images in one call.
 
     A subclass sets ``architecture`` to the name under which :func:`register_model` can rebuild it
-    from the fields of its config, and implements ``forward``. ``save_pretrained``,
+    from the fields of its config, and implements ``forward``. It may set ``references``, what
+    :func:`deqgen.cite` prints for it. ``save_pretrained``,
     ``from_pretrained`` and ``push_to_hub`` come from :class:`~deqgen.models.hub.Pretrained`.
     """
 
     architecture: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ()
     config: ModelConfig
 
     def forward(

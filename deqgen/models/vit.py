@@ -1,4 +1,5 @@
-"""Vision transformer from noise to image: the baseline without an equilibrium.
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) from noise to image: the baseline
+without an equilibrium.
 
 The same patches, positions, blocks and decoder as GET, and the class enters the same way, so that
 the two differ in the equilibrium alone (Geng et al. 2023, arXiv 2401.08639, section 4).
@@ -60,6 +61,7 @@ class ViT(GenerativeModel):
     """
 
     architecture: ClassVar[str] = "ViT"
+    references: ClassVar[tuple[str, ...]] = ("dosovitskiy2021image", "geng2023onestep")
     config: ViTConfig
 
     def __init__(self, config: ViTConfig, *, generator: Generator | None = None) -> None:
