@@ -3,7 +3,7 @@
 #
 #   PYTHON     interpreter that .venv is made with       make test PYTHON=python3.12
 #   PIP_ARGS   added to pip install                      make demo PIP_ARGS="--index-url ..."
-#   ARGS       added to the demo's or the tests' command make demo ARGS="--preset smoke"
+#   ARGS       added to the demo's, app's or tests' command make demo ARGS="--preset smoke"
 #   WORKERS    test processes, 0 for none beside pytest  make test WORKERS=0
 
 PYTHON ?= python3
@@ -19,13 +19,16 @@ STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo app test test-slow lint format clean
 
 help:  ## list the tasks
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: $(STAMP)  ## distil the embedded CIFAR-10 teacher into a one-step GET (ARGS="--help" for options)
 	$(RUN) examples/distill_cifar.py $(ARGS)
+
+app: $(VENV)/.installed-demo  ## open a page to play with a student (ARGS="--help" for options)
+	$(RUN) examples/app.py $(ARGS)
 
 test: $(STAMP)  ## run the tests, with coverage (ARGS="tests/solvers --no-cov" for some, without)
 	$(PYTEST) --cov --cov-report=term $(ARGS)
@@ -62,3 +65,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install 'pip>=21.3'
 	$(RUN) -m pip install -c constraints.txt -e '.[dev]' $(PIP_ARGS)
 	@touch $(STAMP)
+
+# A further extra, when a task first needs it: .installed-demo is the extra demo.
+$(VENV)/.installed-%: $(STAMP)
+	$(RUN) -m pip install -c constraints.txt -e '.[$*]' $(PIP_ARGS)
+	@touch $@
