@@ -21,7 +21,6 @@ import torch
 import torchdeq
 from timing import interleaved
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torchdeq.utils import mem_gc
 
 from deqgen.gradients import (
@@ -35,6 +34,7 @@ from deqgen.gradients import (
     StochasticJFB,
     Unrolled,
 )
+from deqgen.memory import peak_memory
 from deqgen.models import create_model
 from deqgen_solvers import Broyden
 
@@ -182,21 +182,8 @@ def peak_memories(given: Any) -> dict[str, dict[str, float]]:
                 for library, program in libraries.items():
                     if library == "deqgen" or steps == STEPS:
                         run = partial(backward, program, given, precision == "bfloat16")
-                        entries[f"{estimator}/{library}/{steps}"] = peak(run) / 2**20
+                        entries[f"{estimator}/{library}/{steps}"] = peak_memory(run) / 2**20
     return found
-
-
-def peak(run: Callable[[], object]) -> float:
-    """Bytes that PyTorch's allocator holds at the peak of ``run``, beyond what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    held: Any = profiler.profiler
-    events = [e for e in held.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return float(most)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ _MISTAKES = (
 )
 
 
+class OptionError(ValueError):
+    """An option that is unknown, or has a value that it cannot have."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -76,7 +80,7 @@ def _parsed(arguments: Sequence[str] | None) -> Callable[[], None]:
             )
     except SystemExit as stop:
         if stop.code:
-            raise ValueError(_unboxed(caught.getvalue())) from None
+            raise OptionError(_unboxed(caught.getvalue())) from None
         raise
     return command
 
@@ -117,7 +121,12 @@ def _unboxed(text: str) -> str:
 
 
 def _told(error: Exception) -> int:
-    """Say what went wrong, on one line; return the exit status."""
+    """Say what went wrong, on one line; return the exit status.
+
+    Under torchrun all processes have the same options, and one tells of a mistake in them.
+    """
+    if isinstance(error, OptionError) and os.environ.get("RANK", "0") != "0":
+        return MISTAKE
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, _MISTAKES):
         print(f"deqgen: {said}", file=sys.stderr)

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
-def read_tensor_file(path: Path, error: type[ValueError], *, mapped: bool = False) -> Any:
+def read_tensor_file(
+    path: Path,
+    error: type[ValueError],
+    *,
+    mapped: bool = False,
+    allowed: Sequence[type] = (),
+) -> Any:
     """What a file holds, on the CPU: ``.safetensors``, or anything that ``torch.save`` wrote.
 
     The latter is read with ``weights_only=True``: nothing but tensors and plain containers.
@@ -24,6 +31,7 @@ def read_tensor_file(path: Path, error: type[ValueError], *, mapped: bool = Fals
         error: what to raise about its content.
         mapped: leave tensors of torch.save in the file until they are used; who keeps them, copies
             them. Of a file with more than is wanted, only that is read.
+        allowed: types that torch.save may have written besides tensors and plain containers.
 
     Raises:
         ValueError: (an ``error``) the file is damaged, or asks for anything else, none of which is
@@ -37,19 +45,24 @@ def read_tensor_file(path: Path, error: type[ValueError], *, mapped: bool = Fals
         except SafetensorError as reason:
             raise error(f"{path} is damaged or no safetensors file: {reason}") from None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # on pickles of other programs torch warns, then fails
             mmap = mapped and zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as reason:  # torch raises whatever its reader stumbles over
-        raise error(_refusal(path, reason)) from None
+        raise error(_refusal(path, reason, allowed)) from None
 
 
-def _refusal(path: Path, reason: Exception) -> str:
+def _refusal(path: Path, reason: Exception, allowed: Sequence[type]) -> str:
     wanted = re.search(r"GLOBAL ([\w.]+)", str(reason))
     if isinstance(reason, pickle.UnpicklingError) and wanted:
+        *others, last = "tensors", "plain containers", *map(_named, allowed)
         return (
-            f"{path} is refused: loading it would use {wanted[1]}, and nothing but tensors and "
-            "plain containers is let in; no code of it was run."
+            f"{path} is refused: loading it would use {wanted[1]}, and nothing but "
+            f"{', '.join(others)} and {last} is let in; no code of it was run."
         )
     return f"{path} is damaged, or no file of tensors that torch.save wrote."
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,13 +1,13 @@
-"""Which release this is, where it is installed."""
+"""Which release of a package is installed."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
 
-def installed_version() -> str | None:
-    """The version of this library; None for a clone that is not installed."""
+def installed_version(package: str = "deqgen") -> str | None:
+    """The version of a package, this one by default; None for what is not installed."""
     try:
-        return version("deqgen")
+        return version(package)
     except PackageNotFoundError:
         return None

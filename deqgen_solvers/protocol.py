@@ -14,6 +14,9 @@ Adding a method takes one class with frozen options, one State and one line::
         def step(self, f: Function, z: Tensor, fz: Tensor, state: None) -> tuple[Tensor, None]:
             return (z + fz) / 2, None
 
+A class attribute ``references`` says what to cite for the method (``deqgen.cite``): keys of
+``deqgen/references.bib`` or, of your own, whole BibTeX entries.
+
 Letters: B samples, N unknowns of one sample.
 """
 

@@ -51,8 +51,9 @@ def test_convert_get_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_list_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert {"models:", "solvers:", "gradients:"} <= set(lines)
-    assert {"  GET-B/2+", "  ViT-S/2", "  anderson", "  unrolled"} <= set(lines)
+    assert {"models:", "embedded:", "solvers:", "gradients:"} <= set(lines)
+    assert {"  GET-B/2+", "  ViT-S/2", "  get-nano-cifar10"} <= set(lines)
+    assert {"  anderson", "  unrolled"} <= set(lines)
 
 
 def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], f"Expected one of {{{', '.join(cli.COMMANDS)}}}"),
         (["lst"], f"Unrecognized options: lst. Available subcommands: {', '.join(cli.COMMANDS)}"),
-        (["list", "XYZ*"], "nothing among the models, solvers, gradients matches 'XYZ*'"),
+        (["list", "XYZ*"], "nothing among the models, embedded, solvers, gradients matches 'XYZ*'"),
         (["list", "GET*", "--kind", "solvers"], "nothing among the solvers matches 'GET*'"),
         (["list", "--kind", "teapots"], "'teapots'"),
         (["convert-get"], "CHECKPOINT"),
@@ -95,8 +96,8 @@ def test_a_mistake_is_one_sentence_in_every_terminal(encoding: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("deqgen: ")
     assert done.stderr.endswith(
-        "invalid choice 'x' for argument '--kind'. Expected one of ('all', 'models', 'solvers', "
-        "'gradients'). For full helptext, run deqgen list --help.\n"
+        "invalid choice 'x' for argument '--kind'. Expected one of ('all', 'models', 'embedded', "
+        "'solvers', 'gradients'). For full helptext, run deqgen list --help.\n"
     )
     assert done.stderr.count("\n") == 1
 
@@ -105,7 +106,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "a.pth"
     path.write_bytes(b"hello")
     assert cli.main(["convert-get", str(path), str(tmp_path / "out")]) == 2
-    assert "a.pth is damaged, or no checkpoint" in told(capsys)
+    assert "a.pth is damaged, or no file of tensors" in told(capsys)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -146,6 +147,19 @@ def test_the_traceback_is_there_for_the_asking(monkeypatch: pytest.MonkeyPatch) 
         cli.main(["fail"])
 
 
+def test_the_first_process_tells_of_an_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All have the same ones; what else goes wrong in another process it tells itself."""
+    failing(monkeypatch, FileNotFoundError(errno.ENOENT, "not on this machine", "x"))
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["fail", "--numbre", "3"]) == 2
+        assert capsys.readouterr().err.count("deqgen: ") == lines
+    assert cli.main(["fail"]) == 2
+    assert "not on this machine" in told(capsys)
+
+
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(
@@ -157,7 +171,7 @@ def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from deqgen import cli; cli.main(['list', '--help'])"
     done = run("-c", f"import atexit, sys; atexit.register(lambda: print(*sys.modules)); {code}")
     assert done.returncode == 0, done.stderr
-    assert "--kind {all,models,solvers,gradients}" in done.stdout
+    assert "--kind {all,models,embedded,solvers,gradients}" in done.stdout
     loaded = done.stdout.split()
     assert "deqgen.cli" in loaded
     assert not {"torch", "huggingface_hub", "deqgen.models"} & set(loaded)

@@ -12,7 +12,7 @@ import torch
 from tests.solvers.torchdeq_cases import torchdeq_with_ours
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGE = (REPOSITORY / "docs" / "migration_from_torchdeq.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "coming_from" / "torchdeq.md").read_text(encoding="utf-8")
 
 
 def test_the_page_runs_before_and_after() -> None:
@@ -21,7 +21,7 @@ def test_the_page_runs_before_and_after() -> None:
     results = []
     for block in blocks:
         names: dict[str, Any] = {}
-        exec(compile(block, "migration_from_torchdeq.md", "exec"), names)
+        exec(compile(block, "torchdeq.md", "exec"), names)
         results.append((names["z"].detach(), names["weight"].grad))
     assert len(results) == 3
     for z, gradient in results[1:]:

@@ -62,11 +62,11 @@ def test_wheel_holds_every_module_and_type_marker(wheel: zipfile.ZipFile) -> Non
         assert modules | {f"{package}/py.typed"} <= held
 
 
-def test_wheel_holds_every_embedded_weight_whole(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_every_asset_whole(wheel: zipfile.ZipFile) -> None:
     """Hatchling leaves out what .gitignore matches, weights too, without a word."""
-    weights = sorted((REPOSITORY / "deqgen" / "assets").glob("*.safetensors"))
-    assert weights, "no *.safetensors in deqgen/assets"
-    for path in weights:
+    assets = sorted((REPOSITORY / "deqgen" / "assets").iterdir())
+    assert {".safetensors", ".json", ".md"} == {path.suffix for path in assets}
+    for path in [*assets, REPOSITORY / "deqgen" / "references.bib"]:
         assert wheel.read(path.relative_to(REPOSITORY).as_posix()) == path.read_bytes()
 
 

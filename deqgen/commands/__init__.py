@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from deqgen.commands import data, pairs
 from deqgen.commands.distill import distill
 from deqgen.commands.evaluate import evaluate
-from deqgen.commands.models import convert_get, list_names
+from deqgen.commands.models import cite, convert_get, list_names
 from deqgen.commands.sample import sample
 from deqgen.commands.teachers import convert_edm
 
@@ -37,6 +37,7 @@ class Group:
 
 
 COMMANDS: Mapping[str, Command | Group] = {
+    "cite": cite,
     "convert-edm": convert_edm,
     "convert-get": convert_get,
     "data": Group("Make image archives in EDM's layout, and statistics of them.", data.COMMANDS),

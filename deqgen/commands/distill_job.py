@@ -21,10 +21,12 @@ from deqgen.commands.distill_resume import check_checkpoint, earlier_run, left_a
 from deqgen.data import PairDataset
 from deqgen.models.protocol import GenerativeModel, parameter_count
 from deqgen.training import Distillation, Interrupted, TrainConfig, TrainingDiverged, train
+from deqgen.training.agreement import by_each
 from deqgen.training.distributed import make_accelerator
 from deqgen.training.environment import add_session
 from deqgen.training.hooks import Hook
 from deqgen.training.looks import EvaluationOnTheWay, SampleGrid
+from deqgen.training.optimizers import check_optimizer
 from deqgen.training.report import REPORT, write_report
 from deqgen.training.run_folder import (
     CONFIG,
@@ -99,34 +101,42 @@ class Job:
 
 def carry_out(job: Job) -> None:
     """Run the command; see :func:`deqgen.commands.distill.distill`."""
-    try:
-        check_trackers(job.run.trackers)
-    except ImportError as error:  # a mistake of the user's, here
-        raise ValueError(str(error)) from None
-    pairs = PairDataset(job.pairs)
-    model = build_model(job.student, pairs, job.training.seed)
-    criterion = build_loss(job.loss, pairs)
     if job.run.device == "cpu" and torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # which accelerate alone reads
     accelerator = make_accelerator(job.training)  # joins the other processes
     try:
-        job.training.parts(accelerator.num_processes)  # refuses a batch that cannot be shared
-        _check_device(job.training, accelerator.device)
-        objective = Distillation(
-            pairs,
-            loss=criterion.to(accelerator.device),
-            conditional=bool(model.config.num_classes),
-            device=accelerator.device,
-        )
-        _Session(job, objective, model.to(accelerator.device), accelerator).run()
+        _built(job, accelerator).run()
     finally:
         accelerator.end_training()
 
 
-def _check_device(training: TrainConfig, device: torch.device) -> None:
-    """Refuse, before there is a folder, what the training would refuse in it."""
+def _built(job: Job, accelerator: Accelerator) -> _Session:
+    """Everything that the options name, or a mistake in them, of which the first process tells."""
+    try:
+        return by_each(accelerator, lambda: _prepared(job, accelerator))
+    except Exception:
+        if accelerator.is_main_process:
+            raise
+        raise SystemExit(MISTAKE) from None
+
+
+def _prepared(job: Job, accelerator: Accelerator) -> _Session:
+    training, device = job.training, accelerator.device
+    pairs = PairDataset(job.pairs)
+    model = build_model(job.student, pairs, training.seed)
+    try:
+        check_trackers(job.run.trackers)
+        check_optimizer(model, training)
+    except ImportError as error:  # a mistake of the user's, here
+        raise ValueError(str(error)) from None
+    criterion = build_loss(job.loss, pairs)
+    training.parts(accelerator.num_processes)  # refuses a batch that cannot be shared
     if training.precision == "float16" and device.type == "cpu":
         raise ValueError("precision 'float16' needs a GPU; on a CPU take 'bfloat16'")
+    conditional = bool(model.config.num_classes)
+    loss = criterion.to(device)
+    objective = Distillation(pairs, loss=loss, conditional=conditional, device=device)
+    return _Session(job, objective, model.to(device), accelerator)
 
 
 class _Session:

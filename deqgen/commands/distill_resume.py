@@ -20,7 +20,14 @@ from deqgen.training.same_run import MAY_CHANGE, differences, identity
 
 # Sections of the configuration, or parts of them, that do not decide what is trained. Weights of a
 # perceptual distance count by their content.
-FREE = ("run", "look", "pairs.folder", "loss.perceptual_vgg", "loss.perceptual_heads")
+FREE = (
+    "run",
+    "look",
+    "training.shard",
+    "pairs.folder",
+    "loss.perceptual_vgg",
+    "loss.perceptual_heads",
+)
 PARTS = "training.microbatch"
 
 

@@ -42,8 +42,8 @@ def evaluate(
     torchrun --standalone --nproc_per_node=N -m deqgen evaluate MODEL ...
 
     Args:
-        source: A model (.safetensors, folder, training run, name on the Hub), or images: a zip, a
-            folder, an .npz with arr_0.
+        source: A model (embedded, .safetensors, folder, training run, name on the Hub), or images:
+            a zip, a folder, an .npz with arr_0.
         features: The network that looks at the images: a name, a file or a URL.
         reference: What to compare with: cifar10 (its training images, for the features cifar10), an
             .npz with mu and sigma, or images.

@@ -1,4 +1,4 @@
-"""Commands about models: convert a released checkpoint, list what has a name."""
+"""Commands about models: convert a released checkpoint, list what has a name, cite it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def convert_get(
 def list_names(
     pattern: Annotated[str, arg(metavar="PATTERN")] = "*",
     /,
-    kind: Literal["all", "models", "solvers", "gradients"] = "all",
+    kind: Literal["all", "models", "embedded", "solvers", "gradients"] = "all",
 ) -> None:
-    """List what can be asked for by name: models, solvers, gradient estimators.
+    """List what has a name: models to train, embedded (trained) ones, solvers, gradient estimators.
 
     Args:
         pattern: Names that match it, such as "GET*"; upper and lower case are the same.
@@ -55,10 +55,15 @@ def list_names(
     from fnmatch import fnmatchcase
 
     from deqgen.gradients import available_gradients
-    from deqgen.models import list_models
+    from deqgen.models import embedded_models, list_models
     from deqgen_solvers import available_solvers
 
-    kinds = {"models": list_models, "solvers": available_solvers, "gradients": available_gradients}
+    kinds = {
+        "models": list_models,
+        "embedded": embedded_models,
+        "solvers": available_solvers,
+        "gradients": available_gradients,
+    }
     asked = kinds if kind == "all" else {kind: kinds[kind]}
     found = {
         kind: [name for name in names() if fnmatchcase(name.lower(), pattern.lower())]
@@ -69,3 +74,16 @@ def list_names(
     for heading, names in found.items():
         if names:
             print(f"{heading}:", *names, sep="\n  ")
+
+
+def cite(model: str | None = None, solver: str | None = None, gradient: str | None = None) -> None:
+    """Print the BibTeX of what was used; without options that of GET, EDM and DEQs.
+
+    Args:
+        model: Name of a model, such as GET-B/2 or get-nano-cifar10.
+        solver: Name of a solver; default: the model's.
+        gradient: Name of a gradient estimator; default: the model's.
+    """
+    from deqgen.citation import cite as entries
+
+    print(entries(model, solver, gradient))

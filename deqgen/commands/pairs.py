@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def make(
     out: Annotated[str, arg(metavar="OUT")],
     /,
-    teacher: Annotated[str, arg(metavar="NAME|FILE")],
+    teacher: Annotated[str, arg(metavar="NAME|PATH|diffusers:ID")],
     count: int,
     seed: int = 0,
     labels: Literal["uniform", "random"] = "uniform",
@@ -32,7 +32,8 @@ def make(
 
     Args:
         out: Folder for the manifest and the shards.
-        teacher: A teacher's name, or its file.
+        teacher: A teacher's name, its file, a checkpoint of EDM (.pkl), or a pipeline of diffusers
+            (a folder, or diffusers:ID for one on the Hub).
         count: Pairs in all, over all processes.
         seed: Of the set, 0 to 428; sets of different seeds can be merged.
         labels: Equally many of each class, or drawn at random as EDM does.

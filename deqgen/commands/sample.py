@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,9 +16,10 @@ _OTHER_FILES = (".jpg", ".jpeg", ".gif", ".webp", ".npy", ".pt", ".tar", ".gz", 
 
 
 def sample(
-    model: Annotated[str, arg(metavar="MODEL")],
+    source: Annotated[str | None, arg(metavar="MODEL")] = None,
     /,
-    out: Annotated[Path, arg(metavar="OUT")],
+    model: Annotated[str | None, arg(metavar="MODEL")] = None,
+    out: Annotated[Path | None, arg(metavar="OUT")] = None,
     seeds: str = "0-63",
     labels: str | None = None,
     max_steps: int | None = None,
@@ -34,11 +36,14 @@ def sample(
     With several GPUs: torchrun --standalone --nproc_per_node=N -m deqgen sample MODEL ...
 
     Args:
-        model: A .safetensors file, a folder with a model, the folder of a training run, or a name
-            on the Hub.
+        source: An embedded model such as get-nano-cifar10 (deqgen list --kind embedded), a
+            .safetensors file, a folder with a model, the folder of a training run, or a name on
+            the Hub.
+        model: The same, as an option.
         out: A folder for one PNG a seed (interrupted, the same command goes on); OUT.npz for ADM's
             evaluator; OUT.zip for an archive in EDM's layout; OUT.png for one grid. A file that
-            exists is not replaced.
+            exists is not replaced. Default: a grid here, MODEL.png, or MODEL-2.png if that exists,
+            and so on.
         seeds: Numbers and ranges, such as 0-63,100,200-210.
         labels: Classes of a conditional model: uniform (all of them in turn, the default), random,
             or those that seeds take in turn: 3, or 0-9, or 0,1,2 (the seed modulo their number is
@@ -62,7 +67,9 @@ def sample(
     from deqgen.processes import processes
     from deqgen_solvers import Tolerance
 
+    name = _one_name(source, model)
     chosen = parse_numbers(seeds, "--seeds", SEED_LIMIT)
+    out = _free_grid(name) if out is None else out
     _check_out(out, columns)
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
@@ -76,7 +83,7 @@ def sample(
     if is_file:
         check_free(out)
     with processes(device) as ours:
-        loaded = open_model(model, device=ours.device)
+        loaded = open_model(name, device=ours.device)
         solve.check(loaded)
         _check_channels(loaded, out)
         job = SampleJob(
@@ -96,6 +103,28 @@ def sample(
         print(report)
 
 
+def _one_name(source: str | None, model: str | None) -> str:
+    if source is not None and model is not None:
+        raise ValueError(f"MODEL {source!r} and --model {model!r} are two models; give one")
+    name = source or model
+    if not name:
+        raise ValueError(
+            "name a model: deqgen sample MODEL, or --model MODEL; one that is embedded is "
+            "get-nano-cifar10"
+        )
+    return name
+
+
+def _free_grid(name: str) -> Path:
+    """A picture in the current folder that is called like the model and does not exist yet."""
+    path = Path(name)
+    if path.exists():
+        path = path.resolve()  # "." has no name
+    stem = path.stem if path.suffix == ".safetensors" else path.name or "samples"
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    return next(free for free in (Path(f"{each}.png") for each in names) if not free.exists())
+
+
 def _check_out(out: Path, columns: int) -> None:
     if out.suffix.lower() in _OTHER_FILES:
         raise ValueError(
@@ -109,5 +138,5 @@ def _check_channels(model: GenerativeModel, out: Path) -> None:
     if model.config.channels not in (1, 3) and out.suffix.lower() != ".npz":
         raise ValueError(
             f"this model gives {model.config.channels} channels, latents and no pixels: only an "
-            f".npz keeps them, as float32 (N, C, H, W); got --out {out}"
+            f".npz keeps them, as float32 (N, C, H, W): --out OUT.npz, not {out}"
         )

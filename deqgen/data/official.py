@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 import zipfile
 from dataclasses import dataclass
 from hashlib import sha256
@@ -31,6 +30,7 @@ from deqgen.data.official_seeds import seeds_of
 from deqgen.data.pairs import IMAGE_DTYPES, check_numbers
 from deqgen.data.shards import TORCH_DTYPES
 from deqgen.teachers.names import unknown
+from deqgen.tensor_files import read_tensor_file
 
 KINDS = ("latent", "image")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -154,19 +154,8 @@ def _read(directory: Path, name: str) -> _Content:
 def _load(path: Path) -> Any:
     """What torch.save wrote, mapped and not run."""
     if not path.is_file() or not zipfile.is_zipfile(path):
-        raise PairError(f"{path} is damaged, or no file that torch.save wrote")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever its reader stumbles over
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise PairError(
-                f"{path} is refused: loading it would use {wanted[1]}, and nothing but tensors is "
-                "let in; no code of it was run"
-            ) from None
-        raise PairError(f"{path} is damaged, or no file that torch.save wrote") from None
+        raise PairError(f"{path} is damaged, or no file of tensors that torch.save wrote.")
+    return read_tensor_file(path, PairError, mapped=True)
 
 
 def _sums(path: Path) -> list[Any]:

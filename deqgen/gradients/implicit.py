@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Implicit:
         EquilibriumWarning: if the forward or the adjoint solve missed its tolerance in some sample.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("bai2019deep",)
     solver: str | Solver[Any] = "gmres"
     tol: Tolerance | None = field(default_factory=lambda: Tolerance(atol=0.0, rtol=1e-5))
     max_steps: int = 50

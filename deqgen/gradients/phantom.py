@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Phantom:
         ValueError: if an option is out of its range.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("geng2021training",)
     steps: int = 5
     damping: float = 0.5
     mode: str = "unroll"
@@ -120,6 +121,7 @@ class JFB(Phantom):
     conditions of their theorem 1. It takes no options.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("fung2022jfb",)
     steps: int = field(default=1, init=False)
     damping: float = field(default=1.0, init=False)
     mode: str = field(default="unroll", init=False)

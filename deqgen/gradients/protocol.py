@@ -5,6 +5,9 @@ and what autograd sees of it. It gets the solver as ``forward``, a function that
 not: ``Implicit`` and ``Phantom`` call it without gradients and attach one or a few evaluations of
 f; ``Unrolled`` runs f itself.
 
+A class attribute ``references`` says what to cite for the estimator (:func:`deqgen.cite`): keys of
+``deqgen/references.bib`` or, of your own, whole BibTeX entries.
+
 Letters: B samples.
 """
 

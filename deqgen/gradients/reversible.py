@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class Reversible:
             By more than 1e-2 it raises :class:`GradientError`.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("mccallum2025reversible",)
     steps: int | None = None
     beta: float = 0.5
 

@@ -6,7 +6,7 @@ Letters: B samples, N unknowns of one sample, K pairs of the forward solve.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ _EFFECT = "the inverse that it learnt, and with it the gradient, is that of anot
 @register_gradient("shine")
 @dataclass(frozen=True)
 class SHINE:
-    """Sharing the inverse estimate (Z. Ramzi et al. 2021, arXiv 2106.00553).
+    """Sharing the inverse estimate (Z. Ramzi et al. 2022, arXiv 2106.00553).
 
     Broyden's method learns an approximation H of (I - J)^-1 while it finds the fixed point. The
     adjoint system v = u + J^T v has the solution (I - J^T)^-1 u, so v = H^T u costs no further
@@ -52,6 +52,7 @@ class SHINE:
         ValueError: ``refine`` below 0; at the first call, a solver that learns no inverse.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("ramzi2022shine",)
     refine: int = 0
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,6 +43,7 @@ class StochasticJFB:
             draw other numbers.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("bai2024fixed",)
     no_grad: tuple[int, int] = (1, 12)
     grad: tuple[int, int] = (1, 12)
     generator: torch.Generator = field(default_factory=_generator, repr=False, compare=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from deqgen.gradients.protocol import Cell, Equilibrium, Forward, State
 from deqgen.gradients.recompute import checkpointed, checkpointed_and_checked
@@ -38,6 +38,7 @@ class Unrolled:
             construction if that is known, else at the first call).
     """
 
+    references: ClassVar[tuple[str, ...]] = ("geng2023onestep",)
     steps: int | None = None
     every: int = 1
     checkpoint: bool = False

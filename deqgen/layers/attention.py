@@ -132,8 +132,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
-        """``x`` (B, L, D) to (B, L, D); ``addend`` as in :meth:`Attention.forward`."""
+    def forward(
+        self, x: Tensor, addend: Tensor | None = None, *, row: Tensor | None = None
+    ) -> Tensor:
+        """``x`` (B, L, D) to (B, L, D).
+
+        Args:
+            x: tokens.
+            addend: as in :meth:`Attention.forward`.
+            row: for a block that is applied once, ``(B, 3*D)``: what is yet to be folded.
+        """
+        addend = self.attn.fold(row) if addend is None else addend  # (B, 1 or L, 3*D)
         x = x + self.attn(self.norm1(x), addend)  # (B, L, D)
         x = x + self.mlp(self.norm2(x))  # (B, L, D)
         return x

@@ -5,13 +5,15 @@ A model is called as ``model(noise, label)`` and returns a :class:`GeneratorOutp
 not. Its frozen ``config`` says everything that is needed to build it again. ``save_model`` and
 ``load_model`` keep weights in safetensors and the config in JSON beside them; ``save_pretrained``,
 ``from_pretrained`` and ``push_to_hub`` do so as folders, for the Hugging Face Hub; ``open_model``
-finds either, and the newest weights of a training run. ``convert_get`` reads the released
-checkpoints of locuslab/get; ``export_onnx`` writes a fixed program. With ``noise_level=True`` a GET
-or DEQ-UNet denoises, and ``ModelDenoiser`` makes a teacher of it.
+finds either, the newest weights of a training run, and the trained models that ship with the
+package (``embedded_models``). ``convert_get`` reads the released checkpoints of locuslab/get;
+``export_onnx`` writes a fixed program. With ``noise_level=True`` a GET or DEQ-UNet denoises, and
+``ModelDenoiser`` makes a teacher of it.
 """
 
 from deqgen.models.denoiser import ModelDenoiser
 from deqgen.models.deq_unet import DEQUNet, DEQUNetConfig
+from deqgen.models.embedded import embedded_models
 from deqgen.models.equilibrium import EquilibriumConfig, EquilibriumModel
 from deqgen.models.errors import ModelFileError, UnknownModelError, UnsavableError
 from deqgen.models.export import export_onnx, export_program
@@ -47,6 +49,7 @@ __all__ = [
     "ViTConfig",
     "convert_get",
     "create_model",
+    "embedded_models",
     "export_onnx",
     "export_program",
     "list_models",

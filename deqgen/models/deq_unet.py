@@ -1,4 +1,5 @@
-"""Multi-scale equilibrium U-Net: feature maps of all resolutions, solved for together.
+"""Multi-scale equilibrium U-Net: feature maps of all resolutions, solved for together, as a deep
+equilibrium model (Bai et al. 2019, arXiv 1909.01377).
 
 The state is one feature map a resolution, as in multiscale deep equilibrium models (MDEQ, Bai,
 Koltun & Kolter 2020, arXiv 2006.08656), and the cell is one pass of a small diffusion U-Net (DDPM,
@@ -26,7 +27,7 @@ R_s = H / (P * 2^s) side of the map at scale s (0 is the finest), E embedding, K
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, TypeAlias, cast
@@ -221,6 +222,7 @@ class DEQUNet(EquilibriumModel):
     """
 
     architecture: ClassVar[str] = "DEQ-UNet"
+    references: ClassVar[tuple[str, ...]] = ("bai2020multiscale", "bai2019deep", "ho2020denoising")
     config: DEQUNetConfig
     initial_draw: Tensor
 
@@ -270,6 +272,11 @@ class DEQUNet(EquilibriumModel):
     def write_fixed_buffers(self) -> None:
         """Write the state that samples without a generator start from."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
+
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks of the noise's encoder."""
+        levels = cast("list[ResidualBlocks]", list(self.injection.levels))
+        return [block for level in levels for block in level]
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the cell where it stands; the arguments are those of ``torch.compile``.

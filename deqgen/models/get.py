@@ -1,4 +1,5 @@
-"""Generative Equilibrium Transformer (Geng et al. 2023, arXiv 2401.08639).
+"""Generative Equilibrium Transformer (Geng et al. 2023, arXiv 2401.08639), a deep equilibrium model
+(Bai et al. 2019, arXiv 1909.01377).
 
 Noise becomes tokens; an injection transformer reads them once; its output, and the class, are
 added to the queries, keys and values of an equilibrium transformer, whose few blocks are applied
@@ -22,6 +23,7 @@ Deviations from the published code, each marked where it happens:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -93,6 +95,7 @@ class GET(EquilibriumModel):
     """
 
     architecture: ClassVar[str] = "GET"
+    references: ClassVar[tuple[str, ...]] = ("geng2023onestep", "bai2019deep")
     config: GETConfig
     initial_draw: Tensor
 
@@ -137,6 +140,10 @@ class GET(EquilibriumModel):
     def write_fixed_buffers(self) -> None:
         """Write the state that samples without a generator start from (deviation 1)."""
         self.initial_draw.copy_(normal_start(1, self.initial_draw.shape[1:], device="cpu"))
+
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks of the injection transformer."""
+        return list(self.blocks)
 
     def forward(
         self,
@@ -191,7 +198,7 @@ class GET(EquilibriumModel):
             row = told if row is None else row + told  # (B, 3*D)
         x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
         for block in self.blocks:
-            x = block(x, block.attn.fold(row))  # (B, L, D)
+            x = block(x, row=row)  # (B, L, D)
         injection = self.qkv_inj(x).chunk(self.config.deq_depth, dim=-1)  # N of (B, L, 3*D)
         return tuple(
             block.attn.fold(row, token)

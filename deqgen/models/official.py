@@ -17,10 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -32,6 +29,7 @@ from deqgen.models.errors import ModelFileError
 from deqgen.models.files import check_fit, few, save_model
 from deqgen.models.protocol import GenerativeModel
 from deqgen.models.registry import create_model, find_preset
+from deqgen.tensor_files import read_tensor_file
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -108,34 +106,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     """Load the checkpoint without running anything in it."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}.")
-    path.open("rb").close()  # what the system says against it is no fault of the content
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # on pickles of other programs torch warns, then fails
-            content = torch.load(
-                path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=zipfile.is_zipfile(path),  # so that the optimizer's state is never read
-            )
-    except Exception as error:  # torch raises whatever its reader stumbles over
-        raise ModelFileError(_refusal(path, error)) from None
+    # Mapped, so that the optimizer's state is never read.
+    content = read_tensor_file(path, ModelFileError, mapped=True, allowed=[argparse.Namespace])
     if not isinstance(content, Mapping):
         raise ModelFileError(
             f"{path} holds a {type(content).__name__}; a checkpoint of locuslab/get is a dict of "
             "'model', 'ema', 'opt' and 'args'."
         )
     return content
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and wanted:
-        return (
-            f"{path} is refused: loading it would use {wanted[1]}, and nothing but tensors, plain "
-            "containers and argparse.Namespace is let in; no code of it was run."
-        )
-    return f"{path} is damaged, or no checkpoint that torch.save wrote."
 
 
 def _chosen(path: Path, content: Mapping[str, Any], weights: str) -> Tensors:

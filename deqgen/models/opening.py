@@ -1,4 +1,4 @@
-"""One way to name a model that exists: a file, a folder, a training run, or a name on the Hub."""
+"""One way to name a model that exists: embedded, a file, a folder, a run, or on the Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deqgen.models.embedded import EMBEDDED, open_embedded, refuse_misspelt
 from deqgen.models.errors import ModelFileError
 from deqgen.models.files import HUB_WEIGHTS, load_model
 from deqgen.models.protocol import GenerativeModel
@@ -24,7 +25,9 @@ def open_model(
 ) -> GenerativeModel:
     """Load a model from wherever it is, in evaluation mode.
 
-    What exists here is read here, without the network:
+    A string that names an embedded model (:func:`embedded_models`), such as ``"get-nano-cifar10"``,
+    means that one, in float32, whatever lies in the current folder; a ``Path`` means the file. What
+    exists here is read here, without the network:
 
     - a ``.safetensors`` file that ``save_model`` wrote, its ``.json`` beside it;
     - a folder that ``save_pretrained`` wrote;
@@ -33,7 +36,8 @@ def open_model(
     - one checkpoint of a run, such as ``RUN/checkpoints/000000012800``, or ``latest`` there: its
       averaged weights, which must be those of its manifest.
 
-    Anything else is looked for on the Hugging Face Hub, if it may be a name there.
+    Anything else is looked for on the Hugging Face Hub, if it may be a name there and is not almost
+    that of an embedded model.
 
     Args:
         name_or_path: as above.
@@ -43,6 +47,7 @@ def open_model(
     Raises:
         FileNotFoundError: there is no such path and it is no name, the folder holds no model, or
             half of one; the message says what was looked for.
+        UnknownModelError: (a ValueError) a name that is almost that of an embedded model.
         ModelFileError: (a ValueError) a file is damaged, weights and config do not fit, or the Hub
             gives nothing of this name.
         CheckpointError: the checkpoint, or all of the run, are damaged.
@@ -50,6 +55,8 @@ def open_model(
         ValueError: an override out of its range.
     """
     name, path = os.fspath(name_or_path), Path(name_or_path)
+    if isinstance(name_or_path, str) and name in EMBEDDED:
+        return open_embedded(name, device=device, **overrides)
     if path.is_dir():
         return _open_folder(path, device, overrides)
     if path.exists():
@@ -62,9 +69,10 @@ def open_model(
     if path.suffix == ".safetensors" or not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(
             f"there is no model at {name!r}: a model is a .safetensors file, a folder that "
-            "save_pretrained wrote, the folder of a training run, or a name on the Hub such as "
-            "'owner/name'."
+            "save_pretrained wrote, the folder of a training run, an embedded one such as "
+            f"{next(iter(EMBEDDED))!r}, or a name on the Hub such as 'owner/name'."
         )
+    refuse_misspelt(name)
     return GenerativeModel.from_pretrained(name, device=device, **overrides)
 
 

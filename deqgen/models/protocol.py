@@ -10,6 +10,7 @@ Letters: B samples, C channels, H and W pixels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -114,11 +115,13 @@ class GenerativeModel(nn.Module, Pretrained):
     """Base class of models that turn noise into images in one call.
 
     A subclass sets ``architecture`` to the name under which :func:`register_model` can rebuild it
-    from the fields of its config, and implements ``forward``. ``save_pretrained``,
+    from the fields of its config, and implements ``forward``. It may set ``references``, what
+    :func:`deqgen.cite` prints for it. ``save_pretrained``,
     ``from_pretrained`` and ``push_to_hub`` come from :class:`~deqgen.models.hub.Pretrained`.
     """
 
     architecture: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ()
     config: ModelConfig
 
     def forward(
@@ -161,6 +164,14 @@ class GenerativeModel(nn.Module, Pretrained):
 
     def write_fixed_buffers(self) -> None:
         """Write the buffers that are not saved with the weights, if there are any."""
+
+    def stages(self) -> Sequence[nn.Module]:
+        """Modules that a forward pass calls once each, using their weights in no other way.
+
+        A training with ``shard=True`` makes the weights of one of them at a time whole. All others,
+        such as those of a cell that is evaluated many times, are whole throughout a step.
+        """
+        return ()
 
     def saved_config(self) -> ModelConfig:
         """The config that goes into a file; an architecture adds what was set on it since."""

@@ -1,4 +1,5 @@
-"""Vision transformer from noise to image: the baseline without an equilibrium.
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) from noise to image: the baseline
+without an equilibrium.
 
 The same patches, positions, blocks and decoder as GET, and the class enters the same way, so that
 the two differ in the equilibrium alone (Geng et al. 2023, arXiv 2401.08639, section 4).
@@ -8,6 +9,7 @@ Letters: B samples, C channels, H and W pixels, P patch side, L = (H/P)*(W/P) to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +62,7 @@ class ViT(GenerativeModel):
     """
 
     architecture: ClassVar[str] = "ViT"
+    references: ClassVar[tuple[str, ...]] = ("dosovitskiy2021image", "geng2023onestep")
     config: ViTConfig
 
     def __init__(self, config: ViTConfig, *, generator: Generator | None = None) -> None:
@@ -87,6 +90,10 @@ class ViT(GenerativeModel):
         c = self.config
         self.pos_embed.copy_(sincos_positions(grid_side(c.image_size, c.patch_size), c.width))
 
+    def stages(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
     def forward(
         self,
         noise: Tensor,
@@ -112,7 +119,7 @@ class ViT(GenerativeModel):
             row = self.y_embedder(label)  # (B, 3*D)
         x = self.x_embedder(noise.to(self.pos_embed.dtype)) + self.pos_embed  # (B, L, D)
         for block in self.blocks:
-            x = block(x, block.attn.fold(row))  # (B, L, D)
+            x = block(x, row=row)  # (B, L, D)
         image = self.final_layer(x)  # (B, C, H, W)
         return GeneratorOutput(image, (image,), None)
 

@@ -87,13 +87,19 @@ class Checkpoints:
         self.directory = Path(directory) / FOLDER
         self.keep = keep
 
-    def save(self, images: int, state: Mapping[str, Any], model: nn.Module, ema: nn.Module) -> Path:
+    def save(
+        self,
+        images: int,
+        state: Mapping[str, Any],
+        model: nn.Module | Mapping[str, Tensor],
+        ema: nn.Module,
+    ) -> Path:
         """Write a checkpoint, then delete those that are older than the ``keep`` newest whole ones.
 
         Args:
             images: images seen; the folder's name.
             state: tensors, numbers, strings, lists and dicts.
-            model: the bare model; tied weights are written under each of their names.
+            model: the bare model, or its weights by name; tied ones are written under each name.
             ema: the average; with a config of its own if it is a :class:`GenerativeModel`.
 
         Returns:
@@ -113,7 +119,8 @@ class Checkpoints:
             raise FileExistsError(f"{path} is there already; does another run write to it?")
         with new_folder(path) as partial:
             save_checkpoint(partial / STATE, state)
-            write_weights(model.state_dict(), partial / MODEL)
+            weights = model.state_dict() if isinstance(model, nn.Module) else model
+            write_weights(weights, partial / MODEL)
             _write_ema(ema, partial / EMA)
             write_manifest(partial, images)
         point(self.directory / LATEST, path.name)
@@ -171,10 +178,13 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """All checkpoints, whole or not, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        paths = [p for p in self.directory.iterdir() if re.fullmatch(r"\d{12,}", p.name)]
-        return sorted((path for path in paths if path.is_dir()), key=lambda path: int(path.name))
+        while self.directory.is_dir():
+            paths = [p for p in self.directory.iterdir() if re.fullmatch(r"\d{12,}", p.name)]
+            folders = [path for path in paths if path.is_dir()]
+            # Else the writer has deleted the last of them, for a newer one: look again.
+            if folders or all(path.exists() for path in paths):
+                return sorted(folders, key=lambda path: int(path.name))
+        return []
 
     def _make_way(self, path: Path) -> bool:
         """Remove what is under a name, unless it is a whole checkpoint."""

@@ -42,6 +42,9 @@ class TrainConfig:
         precision: of the matrix products; weights, optimizer and average stay float32. float16
             scales the loss, and needs a GPU.
         compile: call ``model.compile()``: a DEQ-UNet compiles its cell, other models themselves.
+        shard: several processes each keep a part of the weights, gradients, optimizer state and
+            average, in place of all of it, and exchange more. The files are the same, so that a run
+            may go on without it. For AdamW, in float32 or bfloat16.
         save_images: images between checkpoints.
         keep_checkpoints: how many of the newest checkpoints stay.
         log_images: images a row of the statistics.
@@ -67,6 +70,7 @@ class TrainConfig:
     ema_power: float | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
+    shard: bool = False
     save_images: int = 100_000
     keep_checkpoints: int = 2
     log_images: int = 10_000
@@ -86,6 +90,16 @@ class TrainConfig:
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(unknown(name, getattr(self, name), allowed))
+        if self.shard and self.optimizer == "muon":
+            raise ValueError(
+                "optimizer 'muon' makes whole matrices orthogonal, and shard leaves no process a "
+                "whole one; use 'adamw'"
+            )
+        if self.shard and self.precision == "float16":
+            raise ValueError(
+                "shard does not go with precision 'float16', whose scaling looks for overflows in "
+                "the gradients of one process; use 'bfloat16'"
+            )
         self.parts(1)
 
     def _check_numbers(self) -> None:

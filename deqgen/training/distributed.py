@@ -1,29 +1,30 @@
 """Processes: how they start, and what each is given.
 
 ``torchrun --nproc-per-node N`` starts N of them, on one machine or many; so does ``accelerate
-launch``, except that on a CPU it starts one, whatever it is told. Each holds the whole model, and
-gradients are averaged by DDP. The folder of the run must be one that all of them see.
+launch``, except that on a CPU it starts one, whatever it is told. What they then do together is in
+:mod:`deqgen.training.parallel`. The folder of the run must be one that all of them see.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from deqgen.training.config import TrainConfig
 from deqgen.training.trackers import check_trackers, start_trackers
 
-STRATEGIES = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+# What accelerate launch can ask for, and what there is in its place.
+STRATEGIES = {
+    "FSDP": "sharding is a setting of the run here: --shard, or TrainConfig(shard=True)",
+    "DEEPSPEED": "what there is, is DDP, and sharding with --shard, or TrainConfig(shard=True)",
+    "MEGATRON_LM": "what there is, is DDP, and sharding with --shard, or TrainConfig(shard=True)",
+}
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 # A hook may keep one process busy for hours while the others wait. When a process dies, torchrun
 # ends the others; this limit is not needed for that.
@@ -75,8 +76,8 @@ def check_processes(accelerator: Accelerator) -> None:
     """Refuse an accelerator that would train something else than was asked for.
 
     Raises:
-        ValueError: several processes were started and do not know of each other, or weights would
-            be sharded.
+        ValueError: several processes were started and do not know of each other, or accelerate was
+            told to distribute the model.
     """
     _refuse_strategies()
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,52 +90,9 @@ def check_processes(accelerator: Accelerator) -> None:
 
 
 def _refuse_strategies() -> None:
-    for name in STRATEGIES:
+    for name, instead in STRATEGIES.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ValueError(
-                f"this trainer does not run under {name}: each process holds the whole model "
-                f"(DDP); launch it without ACCELERATE_USE_{name}"
+                f"this trainer does not run under accelerate's {name}; launch it without "
+                f"ACCELERATE_USE_{name}: {instead}"
             )
-
-
-def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model, whose gradients several processes average; all start from the first's weights.
-
-    It is wrapped here and not by ``accelerator.prepare``, which would keep it, and the buffers of
-    its gradients, for as long as the accelerator lives, and change its ``forward`` for good. As
-    with any use of DDP, every weight that is trained has to take part in the loss.
-
-    Raises:
-        ValueError: the model is on another device than the process.
-    """
-    if accelerator.num_processes == 1:
-        return model
-    device = next(model.parameters()).device
-    on_cpu = device.type == accelerator.device.type == "cpu"  # which accelerate calls cpu:0
-    if device != accelerator.device and not on_cpu:
-        raise ValueError(
-            f"the model is on {device}, and process {accelerator.process_index} trains on "
-            f"{accelerator.device}; move it there (accelerator.device)"
-        )
-    return DistributedDataParallel(model, device_ids=None if on_cpu else [device.index])
-
-
-def without_sync(model: nn.Module, apart: bool) -> AbstractContextManager[Any]:
-    """A block whose gradients stay in this process, if ``apart`` and there are others."""
-    if apart and isinstance(model, DistributedDataParallel):
-        return cast("AbstractContextManager[Any]", model.no_sync())
-    return nullcontext()
-
-
-def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the first one's buffers, such as BatchNorm's running averages."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            distributed.broadcast(buffer, 0)
-
-
-def total(values: Tensor, accelerator: Accelerator) -> Tensor:
-    """Sum over the processes."""
-    if accelerator.num_processes == 1:
-        return values
-    return cast(Tensor, accelerator.reduce(values, "sum"))

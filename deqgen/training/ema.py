@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+
+from deqgen.training.sharding import local
 
 
 class Ema:
@@ -43,12 +44,7 @@ class Ema:
         self.half_life = half_life
         self.ramp = ramp
         self.power = power
-        self._decay = 0.0
-        self._averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
-        self.model: nn.Module = self._averaged.module
-        self.model.to(torch.float32).eval().requires_grad_(False)
-        # The copy is the average of one model already: no update may start over from that model.
-        self._averaged.n_averaged.fill_(1)
+        self.model: nn.Module = copy.deepcopy(model).to(torch.float32).eval().requires_grad_(False)
 
     def decay(self, images: int, batch_size: int) -> float:
         """Share of the old average that a step of ``batch_size`` keeps, after ``images`` images."""
@@ -59,17 +55,16 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, images: int, batch_size: int) -> None:
-        """Move towards the weights of ``model``; ``images`` counts this step's too."""
-        self._decay = self.decay(images, batch_size)
-        self._averaged.update_parameters(model)
+        """Move towards the weights of ``model``; ``images`` counts this step's too.
 
-    def _average(self, averages: Any, values: Any, _count: Any) -> None:
-        """Called by AveragedModel with lists of tensors of one dtype and device."""
+        Where weights are in parts, each process moves the part that it holds.
+        """
+        averages, values = _tensors(self.model), _tensors(model)
         pairs = list(zip(averages, values, strict=True))
         moving = [(a, v.to(a.dtype)) for a, v in pairs if a.is_floating_point()]
         if moving:
             old, new = (list(side) for side in zip(*moving, strict=True))
-            torch._foreach_lerp_(old, new, 1.0 - self._decay)
+            torch._foreach_lerp_(old, new, 1.0 - self.decay(images, batch_size))
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)
@@ -81,3 +76,8 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load what :meth:`state_dict` returned."""
         self.model.load_state_dict(state)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Weights and buffers, of the former what this process holds."""
+    return [local(tensor) for tensor in (*model.parameters(), *model.buffers())]

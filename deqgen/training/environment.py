@@ -10,13 +10,13 @@ import subprocess
 import sys
 import warnings
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deqgen.training.run_folder import write_json
+from deqgen.versions import installed_version
 
 ENVIRONMENT = "environment.json"
 _PACKAGES = ("deqgen", "torch", "accelerate", "numpy", "safetensors")
@@ -70,12 +70,13 @@ def describe_environment(
     Returns:
         ``git`` is None where the package does not run from a git checkout.
     """
+    packages = {name: installed_version(name) for name in _PACKAGES}
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
         "directory": os.getcwd(),
         "python": platform.python_version(),
-        "packages": {**{name: _version(name) for name in _PACKAGES}, "torch": torch.__version__},
+        "packages": {**packages, "torch": torch.__version__},
         "platform": platform.platform(),
         "device": _device_name(torch.device(device)),
         "processes": processes,
@@ -111,13 +112,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -18,8 +18,8 @@ class Moment:
 
     Attributes:
         images: images seen.
-        model: the average: float32, in evaluation mode, the same in every process. To be left as
-            it is.
+        model: the average: float32, in evaluation mode, the same in every process and whole: with
+            ``config.shard``, a copy for this moment. To be left as it is.
         accelerator: of this process.
         directory: of the run.
     """

@@ -19,5 +19,6 @@ class Objective(Protocol):
         """Return the scalar loss of examples ``indices`` ``(B,)``, drawing from ``generator``.
 
         It is a mean over the examples: the loss of a batch that is cut into parts is the mean of
-        theirs. ``model`` is to be called and nothing else: with several processes it is wrapped.
+        theirs. With several processes every trained weight has to take part in it, and with
+        ``config.shard`` the weights of a model's stages are whole only while these are called.
         """

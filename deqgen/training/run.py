@@ -16,10 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from deqgen.training.agreement import by_each, by_first
+from deqgen.training.agreement import as_one, by_each, by_first
 from deqgen.training.checkpoint import CheckpointError, Checkpoints, Loaded
 from deqgen.training.config import TrainConfig
-from deqgen.training.distributed import share_buffers
 from deqgen.training.divergence import (
     FOLDER,
     TrainingDiverged,
@@ -32,8 +31,11 @@ from deqgen.training.ema import Ema
 from deqgen.training.hooks import Hook, Moment
 from deqgen.training.interrupt import StopRequest
 from deqgen.training.objective import Objective
+from deqgen.training.optimizers import check_optimizer
+from deqgen.training.parallel import begin_alike, moving_buffers, spread
 from deqgen.training.random_state import random_state, restore_random_state, set_apart
 from deqgen.training.same_run import differences, identity
+from deqgen.training.sharding import gathered, optimizer_parts, parts, share_out, whole_copy
 from deqgen.training.stats import Stats
 from deqgen.training.stepper import Outcome, Stepper
 
@@ -61,6 +63,8 @@ class Run:
         self._norms: list[float] = []
         self._skipped = 0
         self._earlier_seconds = 0.0
+        check_optimizer(model, config)
+        begin_alike(model, accelerator)
         self.ema = Ema(
             model,
             half_life=config.ema_half_life,
@@ -70,13 +74,14 @@ class Run:
         if config.compile:
             model.compile()  # where it stands, and in the way that suits the model
         self.stepper = Stepper(model, objective, config, accelerator)
+        share_out(self.ema.model, like=model)
         self.identity = identity(config, self.stepper.parts, len(objective))
         self.checkpoints = Checkpoints(directory, keep=config.keep_checkpoints)
         self._begin()
         self._started = time.perf_counter()
         # The first process's; what the others get is how it began, and is never asked.
         self._stats = by_first(accelerator, self._tidied)
-        self._buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
+        self._buffers = moving_buffers(model)
 
     @property
     def seconds(self) -> float:
@@ -101,7 +106,8 @@ class Run:
         """One optimizer step, unless something is not finite; then the run ends."""
         before = random_state(self.stepper.device)
         buffers = {name: buffer.clone() for name, buffer in self._moving()}
-        outcome = self.stepper.step(self.images, stop)
+        with as_one(self.accelerator):
+            outcome = self.stepper.step(self.images, stop)
         if not (outcome.taken or outcome.skipped):
             self._put_back(buffers)
             self._diverge(outcome, before)
@@ -138,8 +144,7 @@ class Run:
         hooks = [hook for hook in hooks if self.due(hook.images)]
         if not hooks or by_first(self.accelerator, lambda: self._stats.hooks_ran_at) >= self.images:
             return
-        share_buffers(self.ema.model, self.accelerator)
-        moment = Moment(self.images, self.ema.model, self.accelerator, self.directory)
+        moment = Moment(self.images, self.whole_ema(), self.accelerator, self.directory)
         before = random_state(self.stepper.device)
         row: dict[str, float] = {}
         for hook in hooks:
@@ -147,22 +152,32 @@ class Run:
         restore_random_state(before, self.stepper.device)
         self._record({**row, "seconds": round(self.seconds, 3)})
 
+    def whole_ema(self) -> nn.Module:
+        """The average, the same in every process: a copy if the weights are in parts."""
+        spread(self.ema.model.buffers(), self.accelerator)
+        return whole_copy(self.ema.model)
+
     def save(self) -> None:
         """Write a checkpoint; all processes wait for the first.
 
         Raises:
             OSError: the disk is full or not writable, in every process; the old one is untouched.
         """
-        state = self._state(random_state(self.stepper.device))
+        content = self._content(random_state(self.stepper.device))
 
         def write() -> None:
             self._stats.flush()
-            self._write(self.checkpoints, state)
+            self.checkpoints.save(self.images, *content)
 
         by_first(self.accelerator, write)
 
-    def _write(self, checkpoints: Checkpoints, state: Mapping[str, Any]) -> None:
-        checkpoints.save(self.images, state, self.model, self.ema.model)
+    def _content(
+        self, random: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Tensor], nn.Module]:
+        """What the first process writes to a checkpoint, whole; see :meth:`Checkpoints.save`."""
+        keep = self.accelerator.is_main_process
+        weights = gathered(self.model.state_dict(), keep)
+        return self._state(random), weights, whole_copy(self.ema.model, keep=keep, on_cpu=True)
 
     def _record(self, row: Mapping[str, float]) -> None:
         """Write a row, and tell the trackers; an error of the first process is one of all."""
@@ -177,7 +192,10 @@ class Run:
         """What a checkpoint holds besides the weights; ``random`` is this process's state."""
         return {
             "run": self.identity,
-            "optimizers": [optimizer.state_dict() for optimizer in self.stepper.optimizers],
+            "optimizers": gathered(
+                [optimizer.state_dict() for optimizer in self.stepper.optimizers],
+                self.accelerator.is_main_process,
+            ),
             "scaler": self.stepper.scaler.state_dict(),
             "images": self.images,
             "seconds": self.seconds,
@@ -204,8 +222,6 @@ class Run:
             self._load(loaded)
         elif rank:
             set_apart(self.config.seed, rank)
-            # DDP has given this process the first one's weights, after the average was made.
-            self.ema.load_state_dict(self.model.state_dict())
 
     def _tidied(self) -> Stats:
         """The statistics up to here, in a folder without what a killed process left."""
@@ -221,11 +237,11 @@ class Run:
                     f"({'; '.join(found)}); choose another folder, or delete the checkpoints to "
                     "start over"
                 )
-            self.model.load_state_dict(loaded.model)
-            self.ema.load_state_dict(loaded.ema)
+            self.model.load_state_dict(parts(loaded.model, self.model))
+            self.ema.load_state_dict(parts(loaded.ema, self.ema.model))
             pairs = zip(self.stepper.optimizers, state["optimizers"], strict=True)
             for optimizer, saved in pairs:
-                optimizer.load_state_dict(saved)
+                optimizer.load_state_dict(optimizer_parts(saved, optimizer))
             self.stepper.scaler.load_state_dict(state["scaler"])
             self.images = int(state["images"])
             self._earlier_seconds = float(state["seconds"])
@@ -260,12 +276,12 @@ class Run:
         """Leave the batch and the state before the step, and end the run in all processes."""
         folder = self.directory / FOLDER
         ranks = gather_batch(self.stepper.last, self.accelerator)
-        state = self._state(random)
+        content = self._content(random)
 
         def write() -> None:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
             write_batch(folder, self.images, outcome, ranks)
-            self._write(Checkpoints(folder, keep=1), state)
+            Checkpoints(folder, keep=1).save(self.images, *content)
 
         where = f"{folder} holds the examples of the batch and the state before it."
         try:

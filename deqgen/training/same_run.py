@@ -10,7 +10,7 @@ from deqgen.training.config import TrainConfig
 
 # Settings that a run may be continued with changed: they leave the steps taken so far as they are.
 # The length does too, except under a cosine, which is stretched over it.
-MAY_CHANGE = {"images", "save_images", "keep_checkpoints", "log_images", "compile"}
+MAY_CHANGE = {"images", "save_images", "keep_checkpoints", "log_images", "compile", "shard"}
 
 
 def identity(config: TrainConfig, parts: int, examples: int) -> dict[str, Any]:

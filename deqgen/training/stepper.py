@@ -14,12 +14,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from deqgen.training.config import TrainConfig
-from deqgen.training.distributed import data_parallel, total, without_sync
 from deqgen.training.interrupt import StopRequest
 from deqgen.training.objective import Objective
 from deqgen.training.optimizers import make_optimizers
 from deqgen.training.order import Part, batch_indices, cut
+from deqgen.training.parallel import (
+    ObjectiveLoss,
+    in_parallel,
+    moving_buffers,
+    spread,
+    total,
+    without_sync,
+)
 from deqgen.training.schedule import learning_rate
+from deqgen.training.sharding import clip_gradients
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,10 +67,14 @@ class Stepper:
         config: TrainConfig,
         accelerator: Accelerator,
     ) -> None:
-        self.objective = objective
+        self.examples = len(objective)
         self.config = config
         self.accelerator = accelerator
         self.parts = config.parts(accelerator.num_processes)  # P
+        loss = ObjectiveLoss(model, objective)
+        self.loss = in_parallel(loss, accelerator, sharded=config.shard)
+        # DDP sees to that itself.
+        self.share_buffers = config.shard and bool(moving_buffers(model))
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizers = make_optimizers(model, config)
         self.device = self.weights[0].device
@@ -70,7 +82,6 @@ class Stepper:
             raise ValueError("precision 'float16' needs a GPU; on a CPU take 'bfloat16'")
         # Not accelerate's: with two optimizers it would update its scale between them.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.wrapped = data_parallel(model, accelerator)
         self.last: list[tuple[Part, Tensor]] = []
 
     def step(self, images: int, stop: StopRequest) -> Outcome:
@@ -87,7 +98,7 @@ class Stepper:
         self.last = self._backward(images // self.config.batch_size)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm or math.inf)
+        norm = clip_gradients(self.weights, self.config.clip_norm)
         loss, size, heard = self._agree(norm, stop)
         skipped = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(size)
         skipped = skipped and self.scaler.get_scale() >= 1  # below, it is not the scale's fault
@@ -102,18 +113,20 @@ class Stepper:
     def _backward(self, number: int) -> list[tuple[Part, Tensor]]:
         """Add up the gradients of this process's parts; return them with their losses."""
         config, accelerator = self.config, self.accelerator
-        indices = batch_indices(len(self.objective), config.batch_size, config.seed, number)
+        indices = batch_indices(self.examples, config.batch_size, config.seed, number)
         rank, processes = accelerator.process_index, accelerator.num_processes
         mine = cut(indices, self.parts, config.seed, number, rank=rank, processes=processes)
         done = []
+        if self.share_buffers:
+            spread(self.loss.buffers(), accelerator)
         for part in mine:
             dtype = AUTOCAST.get(config.precision)
-            with without_sync(self.wrapped, apart=part is not mine[-1]):
+            with without_sync(self.loss, apart=part is not mine[-1]):
                 with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                    loss = self.objective.loss(self.wrapped, part.indices, part.generator)
-                # DDP averages over the processes, so that P parts count 1/P each.
+                    loss = self.loss(part.indices, part.generator)
+                # The processes average, so that P parts count 1/P each.
                 share = loss / len(mine) if len(mine) > 1 else loss
-                self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(share).backward()
             done.append((part, loss.detach()))
         return done
 

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from deqgen.training.config import TrainConfig
-from deqgen.training.distributed import check_processes, make_accelerator, share_buffers
+from deqgen.training.distributed import check_processes, make_accelerator
 from deqgen.training.hooks import Hook
 from deqgen.training.interrupt import Interrupted, StopRequest
 from deqgen.training.objective import Objective
@@ -61,7 +61,9 @@ def train(
     for rounding.
 
     Args:
-        model: in float32, on its device; with several processes, on ``accelerator.device``.
+        model: in float32, on its device; with several processes, on ``accelerator.device``. With
+            ``config.shard`` a process is left with its part of the weights in it, so that what
+            goes on from there is the result's ``ema``, or the checkpoint.
         objective: gives the loss of a batch.
         config: see :class:`TrainConfig`.
         directory: holds ``checkpoints`` and ``stats.jsonl``.
@@ -101,8 +103,7 @@ def train(
     if signals:
         kept = f"the checkpoint is in {directory}" if run.images else "there is no checkpoint yet"
         raise Interrupted(f"stopped after {run.images} images; {kept}", max(signals))
-    share_buffers(run.ema.model, accelerator)
-    return TrainResult(run.ema.model, run.images, run.last_loss, run.seconds)
+    return TrainResult(run.whole_ema(), run.images, run.last_loss, run.seconds)
 
 
 def _loop(run: Run, stop: StopRequest, hooks: Sequence[Hook], bar: tqdm[Any]) -> list[int]:

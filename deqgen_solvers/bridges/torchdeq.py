@@ -50,6 +50,7 @@ class _Theirs:
     """A solver of torchdeq's; the fields of a subclass are its options, under torchdeq's names."""
 
     key: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ("geng2023torchdeq",)
 
     @property
     def name(self) -> str:
@@ -76,7 +77,7 @@ class _Theirs:
 @register_solver("torchdeq/anderson", requires="torchdeq")
 @dataclass(frozen=True, kw_only=True)
 class TorchdeqAnderson(_Theirs):
-    """torchdeq's Anderson acceleration; its first step is a plain one.
+    """torchdeq's Anderson acceleration (J. ACM 12, 1965); its first step is a plain one.
 
     Args:
         m: iterates combined, >= 2 (with 1 torchdeq fails).
@@ -88,6 +89,7 @@ class TorchdeqAnderson(_Theirs):
         MissingPackageError: torchdeq is not installed.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("anderson1965iterative", "geng2023torchdeq")
     key: ClassVar[str] = "anderson"
     m: int = 6
     lam: float = 1e-4
@@ -103,7 +105,7 @@ class TorchdeqAnderson(_Theirs):
 @register_solver("torchdeq/broyden", requires="torchdeq")
 @dataclass(frozen=True, kw_only=True)
 class TorchdeqBroyden(_Theirs):
-    """torchdeq's Broyden method.
+    """torchdeq's Broyden method (Math. Comp. 19, 1965).
 
     Args:
         max_iter: steps of one run of theirs, >= 1; then a new one starts at the iterate reached.
@@ -117,6 +119,7 @@ class TorchdeqBroyden(_Theirs):
         MissingPackageError: torchdeq is not installed.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("broyden1965class", "geng2023torchdeq")
     key: ClassVar[str] = "broyden"
     max_iter: int = 50
     LBFGS_thres: int | None = None

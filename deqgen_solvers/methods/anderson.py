@@ -6,6 +6,7 @@ Letters: B samples, N unknowns, M differences kept, K <= M filled so far.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Anderson:
         OptionTypeError: an option of the wrong type.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("anderson1965iterative", "walker2011anderson")
     memory: int = 5
     damping: float = 1.0
     ridge: float | None = None

@@ -6,6 +6,7 @@ Letters: B samples, N unknowns, M differences kept, K <= M filled so far.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,7 @@ class AndersonTypeI:
         OptionTypeError: an option of the wrong type.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("fang2009two", "zhang2020globally")
     memory: int = 5
     damping: float = 1.0
     ridge: float | None = None

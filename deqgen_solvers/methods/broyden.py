@@ -6,6 +6,7 @@ Letters: B samples, N unknowns, M pairs kept, K <= M filled so far.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class Broyden:
         OptionTypeError: memory is no whole number, or line_search neither True nor False.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("broyden1965class", "byrd1994representations")
     memory: int = 16
     line_search: bool = False
 

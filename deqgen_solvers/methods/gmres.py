@@ -6,6 +6,7 @@ Letters: B samples, N unknowns, M the restart length, K <= M + 1 basis vectors s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class GMRES:
         OptionTypeError: restart is no whole number.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("saad1986gmres", "walker2011anderson")
     restart: int = 20
 
     def __post_init__(self) -> None:

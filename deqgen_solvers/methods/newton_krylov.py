@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,9 +52,10 @@ class NewtonKrylov:
     2 N products solve a system for which complex arithmetic would need N.
 
     Source: R. S. Dembo, S. C. Eisenstat and T. Steihaug, SIAM J. Numer. Anal. 19 (1982); S. C.
-    Eisenstat and H. F. Walker, SIAM J. Sci. Comput. 17 (1996), equation 2.6 and section 2.1.
-    Deviations: (1) where GMRES finds nothing better than s = 0, the step is Picard's; (2) the line
-    search halves and tries at most 6 lengths.
+    Eisenstat and H. F. Walker, SIAM J. Sci. Comput. 17 (1996), equation 2.6 and section 2.1; GMRES:
+    Y. Saad and M. H. Schultz, SIAM J. Sci. Stat. Comput. 7 (1986). Deviations: (1) where GMRES
+    finds nothing better than s = 0, the step is Picard's; (2) the line search halves and tries at
+    most 6 lengths.
 
     Args:
         inner_steps: most products with J a step, >= 1. It bounds the memory too, at about
@@ -72,6 +74,11 @@ class NewtonKrylov:
         ForwardModeError: in ``step``, when f has no forward-mode derivative.
     """
 
+    references: ClassVar[tuple[str, ...]] = (
+        "dembo1982inexact",
+        "eisenstat1996choosing",
+        "saad1986gmres",
+    )
     inner_steps: int = 10
     forcing: float | None = None
     line_search: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class Picard:
     everything else. It does not make convergence look closer than it is: the driver's residual is
     that of f, not of the damped step.
 
+    Source: S. Banach, Fund. Math. 3 (1922).
+
     Args:
         damping: length of the step, in (0, 1]; 1 is undamped.
 
@@ -28,6 +31,7 @@ class Picard:
         OptionTypeError: damping is no real number.
     """
 
+    references: ClassVar[tuple[str, ...]] = ("banach1922operations",)
     damping: float = 1.0
 
     def __post_init__(self) -> None:

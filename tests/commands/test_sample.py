@@ -246,6 +246,54 @@ def test_mistakes(
     assert sorted(left) == (["out", "samples.json"] if (model, options) == ("nan", {}) else [])
 
 
+def test_the_embedded_model_needs_no_more_than_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", "--model", "get-nano-cifar10", "--seeds", "0-3"]) == 0
+    assert capsys.readouterr().out == "get-nano-cifar10.png: 4 images of 32x32.\n"
+    assert cli.main(["sample", "get-nano-cifar10", "--seeds", "0-3"]) == 0
+    assert capsys.readouterr().out == "get-nano-cifar10-2.png: 4 images of 32x32.\n"
+    first, second = (Path(f"get-nano-cifar10{more}.png").read_bytes() for more in ("", "-2"))
+    assert first == second
+    pixels = np.asarray(Image.open("get-nano-cifar10.png"))
+    assert pixels.shape == (64, 64, 3) and pixels.std() > 30
+
+
+def test_a_grid_is_called_like_its_model(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    small().save_pretrained(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    for model in (".", str(models / "get.safetensors"), "../run/"):
+        assert cli.main(["sample", model, "--seeds", "0"]) == 0
+    assert [path.name for path in sorted(Path().glob("*.png"))] == [
+        "get.png",
+        "run-2.png",
+        "run.png",
+    ]
+    capsys.readouterr()
+    assert cli.main(["sample", str(models / "latent.safetensors")]) == 2
+    assert "--out OUT.npz, not latent.png" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "name a model: deqgen sample MODEL, or --model MODEL"),
+        (["--model", ""], "name a model"),
+        (["a", "--model", "b"], "MODEL 'a' and --model 'b' are two models; give one"),
+        (["get-nano-cifr10"], "Did you mean 'get-nano-cifar10'?"),
+        (["a", "b"], "b"),
+    ],
+)
+def test_one_model_is_named(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sample", *arguments]) == 2
+    assert says in told(capsys)
+
+
 def test_a_file_that_exists_stays(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ def here(script: str, *arguments: object) -> Done:
     """Run a command in this process."""
     argv = [str(EXAMPLES / script), *map(str, arguments)]
     out, err, code = io.StringIO(), io.StringIO(), 0
-    path = [str(EXAMPLES), *sys.path]
+    path = [str(Path(argv[0]).parent), *sys.path]
     with (
         patch("sys.argv", argv),
         patch("sys.path", path),

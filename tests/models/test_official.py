@@ -195,7 +195,7 @@ def test_the_files_above_would_run_elsewhere(tmp_path: Path) -> None:
 def test_a_plain_pickle_does_not_run_either(tmp_path: Path) -> None:
     mark, path = tmp_path / "it ran", tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"ema": Runs(os.system, f"echo > '{mark}'")}))
-    with pytest.raises(ModelFileError, match=r"refused|no checkpoint that torch"):
+    with pytest.raises(ModelFileError, match=r"refused|no file of tensors that torch"):
         convert_get(path, tmp_path / "out")
     assert not mark.exists()
 
@@ -213,14 +213,14 @@ def test_truncated_files(keep: int, zipped: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     write(path, entries(small()), _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelFileError, match=r"a\.pth is damaged, or no checkpoint"):
+    with pytest.raises(ModelFileError, match=r"a\.pth is damaged, or no file of tensors"):
         convert_get(path, tmp_path / "out", heads=4)
 
 
 @pytest.mark.parametrize("content", [b"hello " * 100, b"PK\x03\x04" + bytes(500), b"\x80\x02}."])
 def test_no_checkpoint_at_all(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(ModelFileError, match="damaged, or no checkpoint"):
+    with pytest.raises(ModelFileError, match="damaged, or no file of tensors"):
         convert_get(tmp_path / "a.pth", tmp_path / "out")
 
 

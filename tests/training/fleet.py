@@ -74,26 +74,29 @@ def run(
     ).ema
 
 
-def caught(folder: Path, objective: Regression, hooks: Any = ()) -> dict[str, Any]:
+def caught(
+    folder: Path, objective: Regression, hooks: Any = (), settings: TrainConfig = SETTINGS
+) -> dict[str, Any]:
     """What a run ends with."""
     try:
-        run(folder, objective, hooks=hooks)
+        run(folder, objective, settings, hooks)
     except (Interrupted, Exception) as error:
         heard = error.signal if isinstance(error, Interrupted) else None
         return {"error": type(error).__name__, "text": str(error), "signal": heard}
     return {"error": None}
 
 
+class Waiting(Dropping):
+    """Five steps, then it waits."""
+
+    def loss(self, *arguments: Any) -> Tensor:
+        if len(self.seen) == 10:
+            os.write(1, f"{os.getpid()}\n".encode())  # at once: two processes write
+            sys.exit(sys.stdin.read())  # which ends only with the test
+        return super().loss(*arguments)
+
+
 def until_killed(folder: Path) -> None:
-    """Five steps, then wait."""
-
-    class Waiting(Dropping):
-        def loss(self, *arguments: Any) -> Tensor:
-            if len(self.seen) == 10:
-                os.write(1, f"{os.getpid()}\n".encode())  # at once: two processes write
-                sys.exit(sys.stdin.read())  # which ends only with the test
-            return super().loss(*arguments)
-
     seed_all(0)
     run(folder / "killed", exact(Waiting), config(microbatch=2, save_images=8))
 
@@ -205,25 +208,28 @@ def hooks(folder: Path) -> dict[str, Any]:
 class Pairs:
     """A tiny GET is to map noise to constants."""
 
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.dtype = dtype
+
     def __len__(self) -> int:
         return 8
 
     def loss(self, model: nn.Module, indices: Any, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(len(indices), 3, 8, 8, generator=generator, dtype=torch.float64)
+        noise = torch.randn(len(indices), 3, 8, 8, generator=generator, dtype=self.dtype)
         label = torch.from_numpy(indices) % 3
         images = model(noise, label, generator=generator).images
         target = torch.from_numpy(indices).reshape(-1, 1, 1, 1) / 8.0
         return torch.stack([(image - target).square().mean() for image in images]).sum()
 
 
-def tiny_get(estimator: str) -> nn.Module:
+def tiny_get(estimator: str, depth: int = 1) -> nn.Module:
     model = create_model(
         "GET-N/4",
         image_size=8,
         num_classes=3,
         width=16,
         heads=2,
-        depth=1,
+        depth=depth,
         deq_depth=1,
         generator=torch.Generator().manual_seed(0),
     )

@@ -141,6 +141,26 @@ def test_a_reader_follows_when_what_it_reads_is_deleted(
     check(tmp_path, 200)
 
 
+def test_a_folder_that_makes_way_while_one_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed, and gone for a newer one before it is looked at."""
+    save(tmp_path, 1, 100)
+    look, calls = Path.iterdir, []
+
+    def slow(self: Path) -> Any:
+        found = list(look(self))
+        if self.name == "checkpoints" and not calls:
+            calls.append(self)
+            monkeypatch.undo()
+            save(tmp_path, 1, 200)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", slow)
+    loaded = Checkpoints(tmp_path).load()
+    assert calls and loaded is not None and loaded.images == 200
+
+
 def test_readers_beside_a_writer(tmp_path: Path) -> None:
     """No reader ever sees half a checkpoint, or none, or an older one than before."""
     save(tmp_path, 1, 100)
