@@ -1,4 +1,4 @@
-"""Forward and backward through a GET-T/2 equilibrium: milliseconds and peak MiB of activations.
+"""Forward and backward through the blocks of a GET-T/2, halved: milliseconds, MiB of activations.
 
 Each program spends the same 6 evaluations of the cell before anything that its estimator adds;
 the last column is the memory with 12. "x unrolled" is the time over that of the same library's

@@ -1,4 +1,4 @@
-"""Error of a gradient against its cost, on a GET-T/2 equilibrium in float64.
+"""Error of a gradient against its cost, on the blocks of a GET-T/2, halved, in float64.
 
 The cost is the work (FLOPs) of the forward and the backward pass in units of one evaluation of the
 cell; a backward pass through it counts about two. Estimators that solve do so to a relative

@@ -3,10 +3,10 @@
     python benchmarks/gradients.py                  # all parts, one thread; about half an hour
     python benchmarks/gradients.py --parts error    # one of them
 
-Parts: ``block`` (time and peak memory of a GET-T/2 equilibrium in float32 and bfloat16), ``error``
-(of the gradient, against its cost; drawn too), ``mixed`` (implicit, on a batch of easy and hard
-samples). The tables are printed, and written as Markdown beside a JSON file. Ratios above 1 favour
-us.
+Parts: ``block`` (time and peak memory in float32 and bfloat16) and ``error`` (of the gradient,
+against its cost; drawn too), both on the equilibrium blocks of a GET-T/2 with their output halved,
+so that they contract; ``mixed`` (implicit, on a batch of easy and hard samples). The tables are
+printed, and written as Markdown beside a JSON file. Ratios above 1 favour us.
 """
 
 from __future__ import annotations

@@ -11,13 +11,14 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SOLVERS = "how_to_choose_a_solver.md"
+GRADIENTS = "how_to_choose_a_gradient.md"
 ARCHITECTURES = "how_to_choose_an_architecture.md"
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table below a heading, without its head."""
     section = (DOCS / page).read_text(encoding="utf-8").split(f"## {heading}\n")[1]
-    table = re.search(r"^\|.*\n\| ---.*\n((?:\|.*\n)+)", section, flags=re.MULTILINE)
+    table = re.search(r"^\|.*\n\| ?---.*\n((?:\|.*\n)+)", section, flags=re.MULTILINE)
     assert table is not None
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
 
@@ -28,7 +29,7 @@ def results(name: str) -> Any:
 
 def near(cell: str, value: float) -> bool:
     """Whether a cell is the value, rounded to as many digits as are printed."""
-    decimals = len(cell.partition(".")[2])
+    decimals = -int(cell.partition("e")[2] or 0) or len(cell.partition(".")[2])
     return abs(float(cell) - value) <= 0.5 * 10**-decimals * (1 + 1e-9)
 
 
@@ -70,6 +71,36 @@ def test_early_exit() -> None:
         assert not title or f"{row['images']:,} images" in title
         measured = [row["evaluations"], row["fd_cifar10"]]
         assert all(near(*pair) for pair in zip(cells, measured, strict=True)), (name, rtol)
+
+
+def test_gradients_of_trained_models() -> None:
+    names = {
+        "`Unrolled(k)`": "unrolled",
+        "`Unrolled(k, checkpoint=True)`": "checkpointed",
+        "`Implicit()`, k products": "implicit",
+        "`Phantom(5, 0.5)`": "phantom",
+        '`Phantom(5, 0.5, "neumann")`': "neumann",
+        "`JFB()`": "jfb",
+        "`SHINE()`": "shine",
+    }
+    found = {
+        (model, row["estimator"]): row
+        for model, budget in (("deq-unet-t", 12), ("get-n4", 6))
+        for row in results(f"ablation/{model}/ablation.json")["gradients"]["rows"]
+        if row["budget"] == budget
+    }
+    table = rows(GRADIENTS, "On trained models")
+    assert {row[0] for row in table} == {*names}
+    for title, *cells in table:
+        unet, get = (found[model, names[title]] for model in ("deq-unet-t", "get-n4"))
+        measured = [*unet["equilibrium"].values(), 1e3 * unet["seconds"], unet["peak_mib"]]
+        assert all(near(*pair) for pair in zip(cells[:4], measured, strict=True)), title
+        error, cosine = get["unrolled"].values()
+        if cells[4:] == ["exact", "1"]:
+            assert error < 1e-12
+        else:  # 403 is printed as 400
+            assert near(cells[5], cosine), title
+            assert near(cells[4], error) or (cells[4] == "400" and round(error, -2) == 400), title
 
 
 def test_parallel_sampling() -> None:

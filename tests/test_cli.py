@@ -13,6 +13,7 @@ import pytest
 
 import deqgen
 from deqgen import cli
+from deqgen.commands import Group
 from deqgen.models import GenerativeModel, load_model
 from tests.models.released import checkpoint
 from tests.models.test_behaviour import small
@@ -51,9 +52,9 @@ def test_convert_get_to_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_list_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert {"models:", "embedded:", "solvers:", "gradients:"} <= set(lines)
+    assert {"models:", "embedded:", "teachers:", "solvers:", "gradients:"} <= set(lines)
     assert {"  GET-B/2+", "  ViT-S/2", "  get-nano-cifar10"} <= set(lines)
-    assert {"  anderson", "  unrolled"} <= set(lines)
+    assert {"  anderson", "  unrolled", "  cifar10-small"} <= set(lines)
 
 
 def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +63,8 @@ def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["models:", *names]
     assert cli.main(["list", "anderson*", "--kind", "solvers"]) == 0
     assert capsys.readouterr().out.splitlines() == ["solvers:", "  anderson", "  anderson-type-1"]
+    assert cli.main(["list", "*SMALL", "--kind", "teachers"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["teachers:", "  cifar10-small"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_list_by_pattern_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], f"Expected one of {{{', '.join(cli.COMMANDS)}}}"),
         (["lst"], f"Unrecognized options: lst. Available subcommands: {', '.join(cli.COMMANDS)}"),
-        (["list", "XYZ*"], "nothing among the models, embedded, solvers, gradients matches 'XYZ*'"),
+        (["list", "XYZ*"], "among the models, embedded, teachers, solvers, gradients matches"),
         (["list", "GET*", "--kind", "solvers"], "nothing among the solvers matches 'GET*'"),
         (["list", "--kind", "teapots"], "'teapots'"),
         (["convert-get"], "CHECKPOINT"),
@@ -97,7 +100,7 @@ def test_a_mistake_is_one_sentence_in_every_terminal(encoding: str) -> None:
     assert done.stderr.startswith("deqgen: ")
     assert done.stderr.endswith(
         "invalid choice 'x' for argument '--kind'. Expected one of ('all', 'models', 'embedded', "
-        "'solvers', 'gradients'). For full helptext, run deqgen list --help.\n"
+        "'teachers', 'solvers', 'gradients'). For full helptext, run deqgen list --help.\n"
     )
     assert done.stderr.count("\n") == 1
 
@@ -171,10 +174,27 @@ def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from deqgen import cli; cli.main(['list', '--help'])"
     done = run("-c", f"import atexit, sys; atexit.register(lambda: print(*sys.modules)); {code}")
     assert done.returncode == 0, done.stderr
-    assert "--kind {all,models,embedded,solvers,gradients}" in done.stdout
+    assert "--kind {all,models,embedded,teachers,solvers,gradients}" in done.stdout
     loaded = done.stdout.split()
     assert "deqgen.cli" in loaded
     assert not {"torch", "huggingface_hub", "deqgen.models"} & set(loaded)
+
+
+COMMANDS = [
+    (name, *inner)
+    for name, entry in cli.COMMANDS.items()
+    for inner in ([(each,) for each in entry.commands] if isinstance(entry, Group) else [()])
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words) for words in COMMANDS])
+def test_help_is_plain_text(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """Docstrings of options are what a terminal shows, so they hold no markup of Sphinx."""
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: deqgen" in shown
+    assert "``" not in shown and ":`" not in shown
 
 
 def test_a_closed_pipe_is_no_error_to_talk_about() -> None:

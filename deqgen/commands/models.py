@@ -44,9 +44,9 @@ def convert_get(
 def list_names(
     pattern: Annotated[str, arg(metavar="PATTERN")] = "*",
     /,
-    kind: Literal["all", "models", "embedded", "solvers", "gradients"] = "all",
+    kind: Literal["all", "models", "embedded", "teachers", "solvers", "gradients"] = "all",
 ) -> None:
-    """List what has a name: models to train, embedded (trained) ones, solvers, gradient estimators.
+    """List what has a name: models to train, embedded (trained) ones, teachers, solvers, gradients.
 
     Args:
         pattern: Names that match it, such as "GET*"; upper and lower case are the same.
@@ -56,11 +56,13 @@ def list_names(
 
     from deqgen.gradients import available_gradients
     from deqgen.models import embedded_models, list_models
+    from deqgen.teachers import available_teachers
     from deqgen_solvers import available_solvers
 
     kinds = {
         "models": list_models,
         "embedded": embedded_models,
+        "teachers": available_teachers,
         "solvers": available_solvers,
         "gradients": available_gradients,
     }

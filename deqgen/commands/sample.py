@@ -50,7 +50,8 @@ def sample(
             the place).
         max_steps: Budget of the solve: evaluations of the equilibrium's cell, at most; solvers that
             make more within a step, such as newton_krylov, spend those on top.
-        tol: Relative residual at which a sample's solve ends; what that took is shown.
+        tol: Relative residual at which a sample's solve ends; what that took is shown. A GET has no
+            fixed point and its residual falls as its state grows: use max-steps there.
         solver: Name of the solver.
         batch_size: Images at a time.
         device: Such as cuda:1 or cpu; auto takes the process's own GPU where there is one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -14,7 +13,6 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from deqgen.gradients.protocol import (
     Cell,
     Equilibrium,
-    EquilibriumWarning,
     Forward,
     GradientError,
     State,
@@ -22,6 +20,7 @@ from deqgen.gradients.protocol import (
 from deqgen.gradients.recompute import checkpointed
 from deqgen.gradients.registry import register_gradient
 from deqgen.gradients.states import budget_report, leaves, rebuild
+from deqgen.gradients.warning import warn_caller
 from deqgen_solvers.autocast import Autocast
 from deqgen_solvers.methods.options import check_count
 
@@ -31,7 +30,7 @@ Leaves: TypeAlias = list[Tensor]
 _LOST, _WRONG = 1e-6, 1e-2
 
 _MISSED = (
-    "the steps of Reversible, taken back, ended at a relative distance of {missed:.1e} from z0, so "
+    "the steps of Reversible, taken back, ended at a relative distance of {missed} from z0, so "
     "the gradient is off. Likely causes: (a) rounding errors, since each step back divides by "
     "1 - beta = {left:.2g}: take fewer steps or a smaller beta, (b) a cell that is not what it was "
     "then, as after torch.func.functional_call or an optimizer's step. Or use Unrolled(steps)."
@@ -179,10 +178,11 @@ class _Scheme:
             size = torch.linalg.vector_norm(end) + torch.linalg.vector_norm(first.detach())
             if bool(missed <= _LOST * size):
                 continue
-            text = _MISSED.format(missed=float(missed / size), left=1 - self.beta)
+            left = 1 - self.beta
             if not bool(missed <= _WRONG * size):
-                raise GradientError(text)
-            warnings.warn(text, EquilibriumWarning, stacklevel=2)
+                raise GradientError(_MISSED.format(missed=f"{float(missed / size):.1e}", left=left))
+            # Without the number, which would make each warning a new one.
+            warn_caller(_MISSED.format(missed=f"more than {_LOST}", left=left))
 
     def _state(self, wide: Leaves) -> State:
         pairs = zip(wide, leaves(self.z0), strict=True)

@@ -3,8 +3,14 @@
 
 Noise becomes tokens; an injection transformer reads them once; its output, and the class, are
 added to the queries, keys and values of an equilibrium transformer, whose few blocks are applied
-until the state stops changing (six times as published); a linear map decodes the state into an
-image.
+again and again to a state (six times as published); a normalisation and a linear map decode the
+state into an image.
+
+The name says equilibrium; the state has none in any model that we trained. The blocks are residual
+and nothing bounds their sum, so each evaluation adds about the same vector again. What settles is
+the direction of the state, and the decoder's LayerNorm reads little else: images converge. The
+residual relative to the state falls like 1/k by growth alone; it tells how many evaluations there
+have been, and not how near a fixed point is.
 
 Letters: B samples, C channels, H and W pixels, P patch side, L = (H/P)*(W/P) tokens, D width,
 N equilibrium blocks, K supervised states.
@@ -83,7 +89,8 @@ class GET(EquilibriumModel):
 
     Training unrolls ``max_steps`` plain iterations and returns the images of all of them.
     Evaluation spends at most as many evaluations and returns the image of f(z) for the iterate z
-    of lowest residual ||f(z) - z||, per sample.
+    of lowest residual ||f(z) - z||, per sample. A tolerance ends a sample early, but by a residual
+    that falls as the state grows (see the module's text): to save work lower ``max_steps``.
 
     Args:
         config: sizes and iteration.

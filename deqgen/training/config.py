@@ -18,20 +18,20 @@ class TrainConfig:
     Args:
         images: length of the run, in training images (examples seen, repeats counted).
         batch_size: examples a step, those of all processes together.
-        microbatch: examples in one forward pass of one process; divides ``batch_size``. A step's
+        microbatch: examples in one forward pass of one process; divides the batch size. A step's
             batch is cut into parts of this size, the processes take them in turn, and gradients
             accumulate: the memory of one part, and the same training (to rounding) however many
             processes there are. None for one part a process.
-        optimizer: AdamW; or Muon for the matrices of the blocks and AdamW for the rest, see
-            :mod:`deqgen.training.optimizers`.
+        optimizer: AdamW; or Muon for the matrices of the blocks and AdamW for the rest
+            (deqgen.training.optimizers says which are which).
         learning_rate: peak rate.
         betas: of AdamW.
         weight_decay: decoupled, of all weights.
         warmup_images: images over which the rate rises linearly from zero.
         decay: what the rate does after warm-up: stay; follow half a cosine down to zero at the end;
-            or fall with the inverse square root of the images seen, from ``reference_images`` on.
+            or fall with the inverse square root of the images seen, from the reference images on.
         reference_images: where the inverse square root sets in.
-        clip_norm: gradients of a larger 2-norm are scaled down to it; ``None`` for no clipping.
+        clip_norm: gradients of a larger 2-norm are scaled down to it; None for no clipping.
         ema_half_life: images after which a weight counts half in the average; the default is the
             published rate of 0.9999 a step at batch 128.
         ema_ramp: early on the half-life is at most this share of the images seen, so that the
@@ -41,7 +41,7 @@ class TrainConfig:
             run. 6.94 is the paper's relative width 0.10, 16.97 its 0.05.
         precision: of the matrix products; weights, optimizer and average stay float32. float16
             scales the loss, and needs a GPU.
-        compile: call ``model.compile()``: a DEQ-UNet compiles its cell, other models themselves.
+        compile: compile the model: of a DEQ-UNet the cell, of others all of it.
         shard: several processes each keep a part of the weights, gradients, optimizer state and
             average, in place of all of it, and exchange more. The files are the same, so that a run
             may go on without it. For AdamW, in float32 or bfloat16.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from deqgen import DEQ
 from deqgen.gradients import (
     JFB,
     SHINE,
@@ -224,6 +226,29 @@ def test_a_failed_backward_solve_warns() -> None:
     z = solved(Implicit(solver="picard", tol=TIGHT, max_steps=2), cell, z0, x)
     with pytest.warns(EquilibriumWarning, match="backward solve missed its tolerance"):
         z.sum().backward()
+
+
+def test_a_warning_is_shown_once_for_each_line_of_the_caller() -> None:
+    """Whatever the batch: the text holds no count, and the place is not inside the library."""
+    x = torch.linspace(0, 30, 8).unsqueeze(1).requires_grad_()
+    layer = DEQ(lambda z, x: torch.tanh(0.99 * z) + 1 / (1 + x), solver="picard", max_steps=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for size in (3, 8):
+            z = layer(x[:size]).z
+            z.sum().backward()
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 1 and "forward solve missed its tolerance in some samples" in said[0]
+    assert caught[0].filename == __file__
+
+
+def test_a_warning_of_a_backward_pass_names_the_line_that_asked_for_it() -> None:
+    x = torch.ones(2, 1, requires_grad=True)
+    layer = DEQ(lambda z, x: torch.tanh(0.5 * z) + x, gradient=Implicit("picard", max_steps=1))
+    z = layer(x).z
+    with pytest.warns(EquilibriumWarning, match="backward solve missed its tolerance") as caught:
+        z.sum().backward()
+    assert caught[0].filename == __file__
 
 
 def test_a_bare_budget_never_warns() -> None:
