@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -29,13 +30,23 @@ def shard(loss: nn.Module, device: torch.device) -> None:
     The stages of a model (:meth:`GenerativeModel.stages`) are made whole one at a time, as the pass
     forward and the pass back come to them. All other weights are made whole once, before the pass
     forward, and their gradients are added up once, after the pass back: the number of messages must
-    be the same in all processes, and how often a cell is evaluated depends on a solve.
+    be the same in all processes, and how often a cell is evaluated depends on a solve. They include
+    those of a stage that has a weight in common with another module: it would be split in two.
+
+    Raises:
+        ValueError: a weight is a single number, or not contiguous in memory.
     """
+    for name, weight in loss.named_parameters():
+        if weight.ndim == 0 or not weight.is_contiguous():
+            why = "is not contiguous in memory" if weight.ndim else "is a single number"
+            raise ValueError(f"shard gives each process rows of every weight, and {name} {why}")
+    uses = _uses(loss)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for module in list(loss.modules()):
         if isinstance(module, GenerativeModel):
             for stage in module.stages():
-                fully_shard(stage, mesh=mesh)
+                if _uses(stage).items() <= uses.items():
+                    fully_shard(stage, mesh=mesh)
     fully_shard(loss, mesh=mesh, reshard_after_forward=False)
 
 
@@ -155,6 +166,11 @@ def optimizer_parts(whole: Mapping[str, Any], optimizer: Optimizer) -> dict[str,
         for index, entries in whole["state"].items()
     }
     return {**whole, "state": state}
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    """In how many places of a module each weight stands, by its id."""
+    return Counter(id(weight) for _, weight in module.named_parameters(remove_duplicate=False))
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deqgen import create_model
-from deqgen.gradients import Implicit, Phantom
+from deqgen.gradients import Implicit
 from deqgen.training import Hook, Moment, TrainConfig, train
 from deqgen.training.interrupt import StopRequest
 from deqgen.training.run import Run
@@ -34,15 +34,18 @@ from tests.training.fleet import (
 from tests.training.toy import Dropping, Regression, config, exact_model, seed_all, small_model
 
 SETTINGS = config(microbatch=2, shard=True, clip_norm=0.05)  # less than all gradients of the run
-FEW = config(batch_size=4, images=12, microbatch=1, shard=True)
-SOLVED = {"phantom-unet": Phantom(), "implicit-unet": Implicit(tol=Tolerance(atol=0.0, rtol=1e-9))}
-MODELS = (*ESTIMATORS, *SOLVED)
+FEW = config(batch_size=4, images=8, microbatch=1, shard=True)
+UNET = "implicit-unet"
+TIED = "tied"
+MODELS = (*ESTIMATORS, UNET, TIED)
 
 
 def model(name: str) -> nn.Module:
-    """A GET with an estimator, or a DEQ-UNet, whose solves end when they end."""
+    """A GET with an estimator; one with ties; or a DEQ-UNet, whose solves end when they end."""
     if name in ESTIMATORS:
         return tiny_get(name, depth=2)
+    if name == TIED:
+        return tied()
     return create_model(
         "DEQ-UNet-T",
         image_size=8,
@@ -51,9 +54,17 @@ def model(name: str) -> nn.Module:
         scales=2,
         max_steps=40,
         rtol=1e-9,
-        gradient=SOLVED[name],
+        gradient=Implicit(tol=Tolerance(atol=0.0, rtol=1e-9)),
         generator=torch.Generator().manual_seed(0),
     ).double()
+
+
+def tied() -> nn.Module:
+    """A GET with a block that is applied twice, and one that shares its weights with the cell."""
+    net = tiny_get("unrolled", depth=4)
+    net.blocks[2] = net.blocks[1]
+    net.blocks[3].mlp = net.deq_blocks[0].mlp
+    return net
 
 
 class Counting(Pairs):
@@ -89,25 +100,28 @@ class Ending(Dropping):
 
 def until_killed(folder: Path) -> None:
     seed_all(0)
-    run(folder / "killed", exact(Waiting), config(microbatch=2, save_images=8, shard=True))
+    run(folder / "stopped", exact(Waiting), config(microbatch=2, save_images=8, shard=True))
 
 
-def interrupted(folder: Path) -> None:
-    """Ten steps, once at a stretch and once not."""
-    settings = config(microbatch=2, save_images=8, shard=True)
-    seed_all(0)
-    run(folder / "dropping", exact(Dropping), settings)
+def ended(folder: Path) -> None:
+    """Five steps and an error."""
     seed_all(0)
     with contextlib.suppress(ArithmeticError):
-        run(folder / "ended", exact(Ending), settings)
-    for name in ("ended", "killed"):
-        seed_all(123)  # what the checkpoint holds counts
-        run(folder / name, exact(Dropping), settings)
+        run(folder / "stopped", exact(Ending), config(microbatch=2, save_images=40, shard=True))
+
+
+def go_on(folder: Path) -> None:
+    """Ten steps, at a stretch, and those that are left of a run that was stopped."""
+    settings = config(microbatch=2, save_images=40, shard=True)
+    seed_all(0)
+    run(folder / "dropping", exact(Dropping), settings)
+    seed_all(123)  # what the checkpoint holds counts
+    run(folder / "stopped", exact(Dropping), settings)
 
 
 def held(sharded: bool, folder: Path) -> dict[str, int]:
     """Bytes of this process between two steps."""
-    settings = config(batch_size=4, images=12, microbatch=1, shard=sharded)
+    settings = replace(FEW, shard=sharded)
     run = Run(tiny_get("unrolled", depth=2), Pairs(), settings, folder, ACCELERATOR)
     run.step(StopRequest())
     weights = list(run.model.parameters())
@@ -166,6 +180,14 @@ def tiny_vit() -> nn.Module:
     return create_model("ViT-N/4", **options, generator=torch.Generator().manual_seed(0)).double()
 
 
+def unfit() -> list[nn.Module]:
+    """Weights that cannot be cut into rows."""
+    number, turned = exact_model(), exact_model()
+    number.scale = nn.Parameter(torch.ones(()))
+    turned[0].weight = nn.Parameter(torch.ones(4, 8).T)  # type: ignore[index]
+    return [number, turned]
+
+
 def refused(folder: Path, net: nn.Module) -> str:
     try:
         run(folder, exact(), model=net)
@@ -176,13 +198,15 @@ def refused(folder: Path, net: nn.Module) -> str:
 
 def main(scenario: str, folder: Path) -> None:
     if scenario != "all":
-        return {"kill": until_killed, "go on": interrupted, "compile": compiled}[scenario](folder)
+        return {"kill": until_killed, "go on": go_on, "compile": compiled}[scenario](folder)
     results: dict[str, Any] = {}
-    interrupted(folder)
+    ended(folder)
+    go_on(folder)
     run(folder / "plain", exact())
     net = narrow()
     run(folder / "narrow", exact(), model=net)
     results["again"] = refused(folder / "again", net)
+    results["unfit"] = [refused(folder / "unfit", net) for net in unfit()]
     results["different"] = refused(folder / "different", nn.Linear(4, 2 + RANK).double())
     run(folder / "whole", exact(), config(microbatch=2, clip_norm=0.05, images=40))
     run(folder / "whole", exact())
@@ -192,8 +216,7 @@ def main(scenario: str, folder: Path) -> None:
         run(folder / name, objective, FEW, model=model(name))
         results["steps"][name] = objective.steps
     net = tiny_get("unrolled", depth=2).float()
-    low = config(batch_size=4, images=12, microbatch=1, shard=True, precision="bfloat16")
-    run(folder / "bfloat16", Pairs(torch.float32), low, model=net)
+    run(folder / "bfloat16", Pairs(torch.float32), replace(FEW, precision="bfloat16"), model=net)
     results["held"] = [held(sharded, folder / f"held{sharded}") for sharded in (False, True)]
     results["hooks"] = hooks(folder / "hooks")
     results["nonfinite"] = caught(folder / "nonfinite", Broken(), settings=SETTINGS)

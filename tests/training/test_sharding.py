@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 
 from deqgen.training import Checkpoints, read_stats, train
 from tests.training.fleet import Pairs, exact, tiny_get
-from tests.training.shards import FEW, MODELS, SETTINGS, SOLVED, model, narrow, tiny_vit
-from tests.training.torchrun import launch
+from tests.training.shards import FEW, MODELS, SETTINGS, TIED, UNET, model, narrow, tied, tiny_vit
+from tests.training.torchrun import launch, launch_quickly
 from tests.training.toy import config, exact_model, same, state
 
 pytestmark = pytest.mark.timeout(300)  # it starts Python three times
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(300)  # it starts Python three times
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all scenarios leave."""
     folder = tmp_path_factory.mktemp("shards")
-    with launch("shards", "all", str(folder)) as done:
+    with launch_quickly("shards", "all", str(folder)) as done:
         _, errors = done.communicate()
     assert done.returncode == 0, errors
     return folder
@@ -49,7 +50,7 @@ def close(one: Path, two: Path, tolerance: float = 1e-12) -> None:
 
 def test_five_steps_an_error_and_five_are_ten_bit_for_bit(folder: Path) -> None:
     """With global random numbers, which are each process's own."""
-    whole, ended = (state(folder / name, without=()) for name in ("dropping", "ended"))
+    whole, ended = (state(folder / name, without=()) for name in ("dropping", "stopped"))
     assert whole["images"] == 80
     assert same(whole, ended)
 
@@ -63,13 +64,13 @@ def test_five_steps_a_kill_and_five_are_ten_bit_for_bit(tmp_path: Path) -> None:
         for line in waiting:
             os.kill(int(line), signal.SIGKILL)
         killed.communicate()
-    found = Checkpoints(tmp_path / "killed").load()
+    found = Checkpoints(tmp_path / "stopped").load()
     assert found is not None and found.images == 40
     with launch("shards", "go on", str(tmp_path)) as done:
         _, errors = done.communicate()
     assert done.returncode == 0, errors
-    whole, killed_state = (state(tmp_path / name, without=()) for name in ("dropping", "killed"))
-    assert same(whole, killed_state)
+    whole, gone_on = (state(tmp_path / name, without=()) for name in ("dropping", "stopped"))
+    assert same(whole, gone_on)
 
 
 def test_the_training_is_that_of_one_process(folder: Path, tmp_path: Path) -> None:
@@ -120,10 +121,22 @@ def test_equilibrium_models_train_in_parts(folder: Path, tmp_path: Path, name: s
 
 def test_solves_may_differ_in_length(results: list[dict[str, Any]]) -> None:
     """Each process evaluates the cell as often as its own samples need."""
-    for name in SOLVED:
-        first, second = (result["steps"][name] for result in results)
-        assert len(first) == len(second)
-        assert first != second
+    first, second = (result["steps"][UNET] for result in results)
+    assert len(first) == len(second)
+    assert first != second
+
+
+def test_ties_hold(folder: Path) -> None:
+    """Also those of a stage, which is then none: a weight of two modules is shared out once."""
+    found = Checkpoints(folder / TIED).load()
+    assert found is not None
+    names: dict[int, list[str]] = {}
+    for name, weight in tied().named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    pairs = [group for group in names.values() if len(group) > 1]
+    assert len(pairs) == 16
+    for saved in (found.model, found.ema):
+        assert all(torch.equal(saved[first], saved[second]) for first, second in pairs)
 
 
 def test_half_of_everything_is_held(results: list[dict[str, Any]]) -> None:
@@ -141,7 +154,7 @@ def test_half_of_everything_is_held(results: list[dict[str, Any]]) -> None:
 def test_bfloat16(folder: Path, tmp_path: Path) -> None:
     """Of the matrix products, as in one process."""
     net = tiny_get("unrolled", depth=2).float()
-    settings = config(batch_size=4, images=12, microbatch=1, precision="bfloat16")
+    settings = replace(FEW, shard=False, precision="bfloat16")
     train(net, Pairs(torch.float32), settings, tmp_path, progress=False)
     one, two = Checkpoints(tmp_path).load(), Checkpoints(folder / "bfloat16").load()
     assert one is not None and two is not None
@@ -175,6 +188,10 @@ def test_what_is_not_finite_in_one_process_stops_both(
 def test_other_models_are_refused(results: list[dict[str, Any]]) -> None:
     assert all("need the same model" in result["different"] for result in results)
     assert all("a part of the model's weights only" in result["again"] for result in results)
+    for result in results:
+        number, turned = result["unfit"]
+        assert number.endswith("and model.scale is a single number")
+        assert turned.endswith("and model.0.weight is not contiguous in memory")
 
 
 def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
