@@ -24,13 +24,13 @@ from __future__ import annotations
 import sys
 
 import tyro
-from ablate_equilibrium import measure_all as measure_equilibrium
-from ablate_gradients import Gradients
-from ablate_inference import measure_all as measure_inference
-from ablate_report import write
-from ablate_study import Options, Study
-from ablate_training import Training
 
+from ablation.equilibrium import measure_all as measure_equilibrium
+from ablation.gradients import Gradients
+from ablation.inference import measure_all as measure_inference
+from ablation.report import write
+from ablation.study import Options, Study
+from ablation.training import Training
 from deqgen.training import Interrupted
 
 

@@ -22,7 +22,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import tyro
-from app_view import CSS, Choice, curve_html, draw, error_html, images_html, said_html
 
 from deqgen.evaluation import CIFAR10_CLASSES
 from deqgen.models import (
@@ -33,6 +32,7 @@ from deqgen.models import (
     parameter_count,
 )
 from deqgen.solvers import available_solvers
+from page.view import CSS, Choice, curve_html, draw, error_html, images_html, said_html
 
 HERE = "127.0.0.1"
 IN_TURN = "all in turn"
@@ -70,8 +70,8 @@ class Page:
 
     def show(self, seed: float | None, label: str, solver: str, steps: int) -> tuple[Any, Any, str]:
         """Images, curve and a sentence; after a mistake the sentence alone, and None for them."""
-        chosen = None if label == IN_TURN else list(self.class_names).index(label)
         try:
+            chosen = None if label == IN_TURN else list(self.class_names).index(label)
             drawn = draw(self.model, Choice(seed, chosen, solver, int(steps)))
         except (ValueError, TypeError, RuntimeError) as error:
             return None, None, error_html(str(error))

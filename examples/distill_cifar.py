@@ -17,19 +17,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import distill_job
 import torch
 import tyro
-from distill_presets import CIFAR
-from distill_run import main
 from torch import Tensor
 
 from deqgen import evaluation
 from deqgen.teachers import Teacher, load_teacher
+from distillation import job
+from distillation.presets import CIFAR
+from distillation.run import main
 
 
 @dataclass(frozen=True)
-class Options(distill_job.Options):
+class Options(job.Options):
     """What to run; a run continues only under the options it began with."""
 
     teacher: str = "cifar10-small"
@@ -38,7 +38,7 @@ class Options(distill_job.Options):
     """Whether teacher and students are told the class to show."""
 
 
-class Cifar(distill_job.Task):
+class Cifar(job.Task):
     name = "distill_cifar"
     presets = CIFAR
     scores = (
@@ -53,7 +53,7 @@ class Cifar(distill_job.Task):
 
     def open_teacher(self, device: torch.device, precision: str) -> Teacher:
         teacher = load_teacher(self.options.teacher, device=device, precision=precision)
-        latents = distill_job.makes_latents(teacher)
+        latents = job.makes_latents(teacher)
         if latents or teacher.image_shape != (3, 32, 32) or teacher.num_classes not in (0, 10):
             raise ValueError(
                 f"teacher {teacher.name!r} makes {'latents' if latents else 'images'} of shape "

@@ -26,21 +26,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import distill_job
 import torch
 import tyro
-from distill_presets import IMAGENET
-from distill_run import main
 from torch import Tensor, nn
 
 from deqgen import evaluation
 from deqgen.teachers import Sampler, Teacher, load_teacher, save_teacher
+from distillation import job
+from distillation.presets import IMAGENET
+from distillation.run import main
 
 SIDE, CLASSES = 64, 1000
 
 
 @dataclass(frozen=True)
-class Options(distill_job.Options):
+class Options(job.Options):
     """What to run; a run continues only under the options it began with."""
 
     teacher: str | None = None
@@ -56,7 +56,7 @@ class Options(distill_job.Options):
     once."""
 
 
-class ImageNet(distill_job.Task):
+class ImageNet(job.Task):
     name = "distill_imagenet"
     presets = IMAGENET
     scores = (("fd_box32 (less is better)", "fd_box32", ".2f"),)
@@ -73,7 +73,7 @@ class ImageNet(distill_job.Task):
     def open_teacher(self, device: torch.device, precision: str) -> Teacher:
         where = {"device": device, "precision": precision}
         teacher = deterministic(find_teacher(self.options, where))
-        self.latent = distill_job.makes_latents(teacher)
+        self.latent = job.makes_latents(teacher)
         if self.latent:
             self.scores = ()
             self.caveat = "These are latents: their L1 distance is all that is measured."

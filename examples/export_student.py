@@ -73,7 +73,7 @@ def write_card(options: Options, model: GenerativeModel, pairs: PairDataset) -> 
     text = CARD.format(
         name=options.name,
         file=options.out.stem,
-        classes="class-conditional" if config.num_classes else "unconditional",
+        classes="A class-conditional" if config.num_classes else "An unconditional",
         size=config.image_size,
         megabytes=options.out.stat().st_size / 1e6,
         architecture=described(model),

@@ -8,7 +8,7 @@ For each S_churn is measured how much of an image its first noise still decides:
 the rest drawn anew, and what varies is compared with what varies within a class. Students of equal
 budget then learn from pairs of some of these teachers. One that is given the first noise alone can
 learn no more than a mean of all that the rest may bring. The remedy gives it the effective noise in
-its place: one sum of all draws, made from the pairs' seeds, see stochastic_noise.py.
+its place: one sum of all draws, made from the pairs' seeds, see stochastic/noise.py.
 
 Written are results.json, table.md, draws.png, shares.png, students.png and samples.png. The preset
 "cpu" takes about an hour of one core with bfloat16 in hardware, and twice that without --compile.
@@ -24,22 +24,22 @@ from typing import Any
 
 import torch
 import tyro
-from distill_job import has_bfloat16
-from stochastic_bench import Bench
-from stochastic_plan import EFFECTIVE, FIRST, STUDIES, Setting
-from stochastic_report import (
-    draw_grid,
-    draw_samples,
-    draw_shares,
-    draw_students,
-    tables,
-)
 
 from deqgen.atomic import write_text
 from deqgen.teachers import Sampler, load_teacher
 from deqgen.teachers.names import unknown
 from deqgen.training import CheckpointError, Interrupted, TrainingDiverged
 from deqgen.training.run_folder import Stopwatch, claim_folder, write_json
+from distillation.job import has_bfloat16
+from stochastic.bench import Bench
+from stochastic.plan import EFFECTIVE, FIRST, STUDIES, Setting
+from stochastic.report import (
+    draw_grid,
+    draw_samples,
+    draw_shares,
+    draw_students,
+    tables,
+)
 
 RESULTS = "results.json"
 ROWS = 4  # of a panel of draws.png

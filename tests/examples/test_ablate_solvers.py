@@ -84,16 +84,14 @@ def test_a_row_is_what_the_model_does_with_that_budget(
     solver: str, student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Images and residuals, though each solver solves but once for all budgets."""
-    import ablate_inference
-    from ablate_study import NEVER, Options, Study
+    from ablation import inference
+    from ablation.study import NEVER, Options, Study
 
     given = Options(str(student), preset="smoke", solvers=(solver,), output_dir=tmp_path)
     study = Study(given)
     seen: list[Tensor] = []
-    monkeypatch.setattr(
-        ablate_inference, "quality", lambda _, spent: seen.append(spent.images[0]) or {}
-    )
-    rows = ablate_inference.measure(study, solver, "own")
+    monkeypatch.setattr(inference, "quality", lambda _, spent: seen.append(spent.images[0]) or {})
+    rows = inference.measure(study, solver, "own")
     problem = study.problem(study.model, range(8))
     outs = []
     for steps in range(1, 5):  # of which Newton's take several evaluations
@@ -111,6 +109,26 @@ def test_a_row_is_what_the_model_does_with_that_budget(
         assert row["relative"] == pytest.approx(median, rel=1e-4)
 
 
+def test_first_calls_are_not_measured(
+    student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A clock that counts evaluations, the first of which takes very long."""
+    from ablation import inference
+    from ablation.study import Options, Study
+
+    study = Study(Options(str(student), preset="smoke", output_dir=tmp_path))
+    iterate, now = study.model.iterate, [0.0]
+
+    def slow_at_first(*given: Any) -> Any:
+        now[0] += 1 if now[0] else 1e6
+        return iterate(*given)
+
+    monkeypatch.setattr(study.model, "iterate", slow_at_first)
+    monkeypatch.setattr(study, "clock", lambda: now[0])
+    rows = inference.measure(study, "picard", "own")
+    assert [8 * row["seconds"] for row in rows] == [1, 2, 4]
+
+
 def test_exact_gradients_are_exact(smoke: Path) -> None:
     found = results(smoke)["gradients"]
     assert found["reference"]["equilibrium"] is True
@@ -126,15 +144,15 @@ def test_exact_gradients_are_exact(smoke: Path) -> None:
 
 def test_references_agree_where_the_budget_suffices(student: Path, tmp_path: Path) -> None:
     """Unrolled for long, implicit to the last digits: the gradient of the same fixed point."""
-    import ablate_gradients
-    from ablate_study import Options, Study
+    from ablation.gradients import RECIPES, Gradients
+    from ablation.study import Options, Study
 
     study = Study(Options(str(student), preset="smoke", device="cpu", output_dir=tmp_path / "o"))
     study.claim()
-    gradients = ablate_gradients.Gradients(study)
-    long = gradients.of(ablate_gradients.RECIPES["unrolled"], 60)
+    gradients = Gradients(study)
+    long = gradients.of(RECIPES["unrolled"], 60)
     assert long.beside(gradients.equilibrium)["error"] < 1e-5
-    others = gradients.of(ablate_gradients.RECIPES["unrolled"], 60, others=True)
+    others = gradients.of(RECIPES["unrolled"], 60, others=True)
     assert others.beside(long)["error"] > 0.1
 
 
@@ -167,12 +185,12 @@ def test_killed_and_continued_it_shows_the_same_table(
 def test_ctrl_c_says_that_the_same_command_goes_on(
     student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import ablate_inference
+    from ablation import inference
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablate_inference, "measure", stopped)
+    monkeypatch.setattr(inference, "measure", stopped)
     done = run(student, "--parts", "inference", "--output-dir", tmp_path / "run")
     assert done.returncode == 130 and "the same command continues" in done.stderr
     assert not list((tmp_path / "run" / "cells").iterdir())

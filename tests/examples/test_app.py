@@ -23,6 +23,7 @@ from PIL import Image
 from deqgen.data.sample_writers import to_pixels
 from deqgen.models import create_model, open_model, save_model
 from deqgen.sampling import generate
+from deqgen.solvers import available_solvers
 from tests.examples.running import here, start
 from tests.models.test_behaviour import small
 
@@ -33,7 +34,7 @@ MISSING += [] if CHROMIUM else ["chromium"]
 
 @pytest.fixture
 def view(examples: Path) -> Any:
-    return importlib.import_module("app_view")
+    return importlib.import_module("page.view")
 
 
 @pytest.fixture
@@ -68,12 +69,20 @@ def test_each_control_has_its_effect(page: Any) -> None:
     assert len(line) == 1 and len(line[0].split()) == 12
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None])
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None, float("inf"), float("nan")])
 def test_a_mistake_is_one_sentence(seed: Any, page: Any) -> None:
     images, curve, said = page.show(seed, "dog", "picard", 6)
     assert images is None and curve is None
     assert 'role="alert">The seed is a whole number from 0 to 4,294,967,287.</p>' in said
     assert "&lt;" in page.show(0, "dog", "<b>", 6)[2]
+    assert 'role="alert"' in page.show(0, "unicorn", "picard", 6)[2]
+
+
+def test_every_solver_on_offer_gives_images(page: Any) -> None:
+    """Newton's method too, whose forward mode fused attention does not have on a CPU."""
+    for solver in available_solvers():
+        if not solver.startswith("torchdeq/"):
+            assert len(pictures(page.show(0, "all in turn", solver, 2)[0])) == 9, solver
 
 
 def test_a_model_without_classes_or_equilibrium(examples: Path) -> None:

@@ -41,7 +41,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def opened(folder: Path, teacher: Teacher) -> PairDataset:
-    from distill_run import open_pairs
+    from distillation.run import open_pairs
 
     pairs: PairDataset = open_pairs(folder, teacher)
     return pairs

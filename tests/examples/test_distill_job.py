@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("examples")
 def test_the_vit_is_the_cheapest_of_no_smaller_cost(
     name: str, shape: tuple[int, int, int], architecture: str, vit: str
 ) -> None:
-    from distill_job import pick_students
+    from distillation.job import pick_students
 
     assert pick_students(name, shape) == (architecture, vit)
     size = {"channels": shape[0], "image_size": shape[1]}
@@ -34,11 +34,11 @@ def test_the_vit_is_the_cheapest_of_no_smaller_cost(
 
 
 def test_without_a_dearer_vit_it_is_the_dearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    import distill_job
+    from distillation import job
 
     costs = {"ViT-XL/2": 9, "GET-B/2": 10}
-    monkeypatch.setattr(distill_job, "model_multiply_adds", lambda name, **_: costs.get(name, 1))
-    pick_students = distill_job.pick_students.__wrapped__  # not from its cache
+    monkeypatch.setattr(job, "model_multiply_adds", lambda name, **_: costs.get(name, 1))
+    pick_students = job.pick_students.__wrapped__  # not from its cache
     assert pick_students("GET-B/2", (3, 32, 32)) == ("GET", "ViT-XL/2")
 
 
@@ -46,7 +46,7 @@ def test_a_deq_unet_bears_its_own_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import distill_cifar
-    import distill_job
+    from distillation import job
 
     options = distill_cifar.Options(
         preset="smoke",
@@ -56,7 +56,7 @@ def test_a_deq_unet_bears_its_own_name(
         output_dir=tmp_path / "run",
     )
     # The ViT of no smaller cost would take minutes.
-    monkeypatch.setattr(distill_job, "pick_students", lambda *_: ("DEQ-UNet", "ViT-N/8"))
+    monkeypatch.setattr(job, "pick_students", lambda *_: ("DEQ-UNet", "ViT-N/8"))
     distill_cifar.main(distill_cifar.Cifar(options), options)
     heading = capsys.readouterr().out.strip().splitlines()[0].split()
     assert heading == ["teacher", "DEQ-UNet", "ViT"]

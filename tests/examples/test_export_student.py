@@ -30,6 +30,7 @@ def test_the_files_and_the_card(tmp_path: Path) -> None:
         assert torch.equal(rounded.state_dict()[name], weight.half())
     card = out.with_suffix(".md").read_text()
     assert "# Model card: get-tiny" in card and "{" not in card
+    assert "\nA class-conditional one-step generator of 32x32 colour images" in card
     assert (
         "| teacher | stub |" in card and "24 noise/image pairs of 7 evaluations each: 168" in card
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -40,7 +41,7 @@ def gaussian(axes: Any) -> Any:
 
 def some_axes(seed: int = 0) -> Any:
     """Colours and variances, at random; the variances span four decades."""
-    from stochastic_noise import Axes
+    from stochastic.noise import Axes
 
     generator = torch.Generator().manual_seed(seed)
     square = torch.randn(3, 3, generator=generator, dtype=torch.float64)
@@ -69,7 +70,7 @@ def heun_gains(sampler: Sampler, variance: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("amount", [0.3, 2.0])
 def test_the_share_of_a_gaussian_teacher_is_the_known_one(amount: float) -> None:
-    from stochastic_share import decided
+    from stochastic.share import decided
 
     axes, sampler = some_axes(), Sampler(steps=6, churn=Churn(amount=amount, noise=1.1))
     gains = torch.stack(heun_gains(sampler, axes.variance)).square()
@@ -88,7 +89,7 @@ def test_the_share_of_a_gaussian_teacher_is_the_known_one(amount: float) -> None
 
 
 def test_nothing_and_everything_decided() -> None:
-    from stochastic_share import agreement, decided, explained, variance
+    from stochastic.share import agreement, decided, explained, variance
 
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     held, labels = torch.arange(10).repeat_interleave(4), torch.zeros(40, dtype=torch.int64)
@@ -106,7 +107,7 @@ def test_nothing_and_everything_decided() -> None:
 
 def test_effective_noise_decides_all_of_a_gaussian_teacher() -> None:
     """And it is computed from the pairs' seeds alone: what they drew is not stored."""
-    from stochastic_noise import EffectiveNoise, drawn_noise, impulses
+    from stochastic.noise import EffectiveNoise, drawn_noise, impulses
 
     axes, sampler = some_axes(), Sampler(steps=6, churn=Churn(amount=1.5, noise=1.1))
     gains = torch.stack(heun_gains(sampler, axes.variance))
@@ -122,7 +123,7 @@ def test_effective_noise_decides_all_of_a_gaussian_teacher() -> None:
 
 
 def test_draws_given_have_the_effective_noise_and_are_free_otherwise() -> None:
-    from stochastic_noise import EffectiveNoise, given
+    from stochastic.noise import EffectiveNoise, given
 
     axes, sampler = some_axes(), Sampler(steps=5, churn=Churn(amount=1.0))
     effective = EffectiveNoise(sampler, axes)
@@ -142,7 +143,7 @@ def test_draws_given_have_the_effective_noise_and_are_free_otherwise() -> None:
 
 
 def test_effective_noise_of_pairs_is_white_and_knows_their_seeds(tmp_path: Path) -> None:
-    from stochastic_noise import Axes, EffectiveNoise, drawn_noise, effective_noise_of
+    from stochastic.noise import Axes, EffectiveNoise, drawn_noise, effective_noise_of
 
     sampler = Sampler(steps=3, churn=Churn(amount=1.0))
     teacher = Teacher(gaussian(some_axes()), image_shape=SHAPE, sampler=sampler)
@@ -158,7 +159,7 @@ def test_effective_noise_of_pairs_is_white_and_knows_their_seeds(tmp_path: Path)
 
 
 def test_axes_are_orthonormal_and_found_again() -> None:
-    from stochastic_noise import Axes, cosines
+    from stochastic.noise import Axes, cosines
 
     waves = cosines(8)
     torch.testing.assert_close(waves @ waves.T, torch.eye(8, dtype=torch.float64))
@@ -218,14 +219,46 @@ def test_the_same_command_again_changes_nothing(smoke: Path) -> None:
     assert (smoke / "results.json").read_bytes() == before
 
 
-def test_ctrl_c_then_the_same_command_ends_in_the_same_numbers(smoke: Path, tmp_path: Path) -> None:
+def test_ctrl_c_then_the_same_command_ends_in_the_same_numbers(
+    smoke: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stopped where pairs, draws and a student of the last settings are still to be made."""
+    from stochastic.bench import Bench
+
+    folder = shutil.copytree(smoke, tmp_path / "run")
+    options = ("--preset", "smoke", "--output-dir", folder)
+    (folder / "results.json").unlink()
+    for made in ("pairs/churn-2-below-1", "students/churn-2-effective"):
+        shutil.rmtree(folder / made)
+    for draws in (folder / "draws").glob("churn-2*"):
+        draws.unlink()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bench, "_draw_effective", stopped)
+        done = run(*options)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert "the same command continues" in done.stderr
+    assert not (folder / "results.json").exists()
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    again, first = results_of(folder), results_of(smoke)
+    assert again["teacher"] == first["teacher"] and again["students"] == first["students"]
+
+
+@pytest.mark.slow
+def test_a_signal_then_the_same_command_ends_in_the_same_numbers(
+    smoke: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     options = ("--preset", "smoke", "--output-dir", folder)
     child = start(EXAMPLE, *options)
     while not (folder / "draws").exists() and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=600)
     assert child.returncode == 130, err
     assert "the same command continues" in err and "Traceback" not in err
     done = run(*options)

@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from ablate_gradients import RECIPES, recipe
-from ablate_study import Study
-from distill_presets import SHORT
 from torch import Tensor
 
+from ablation.gradients import RECIPES, recipe
+from ablation.study import Study
 from deqgen import generate
 from deqgen.data import PairDataset
 from deqgen.evaluation import evaluate
 from deqgen.gradients import EquilibriumWarning
 from deqgen.models.equilibrium import EquilibriumModel
 from deqgen.training import Distillation, TrainConfig, TrainingDiverged, read_stats, train
+from distillation.presets import SHORT
 
 COMPARED = 256  # pairs that the trained models' images are compared with
 SAME = ("checkpointed",)  # the gradient of another one

@@ -22,11 +22,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from ablate_equilibrium import AWAY
-from ablate_study import NEVER, Problem, Study
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ablation.equilibrium import AWAY
+from ablation.study import NEVER, Problem, Study
 from deqgen.atomic import replacing
 from deqgen.gradients import (
     JFB,

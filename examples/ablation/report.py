@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablate_figures import draw_equilibrium, draw_gradients, draw_inference, draw_training
-from ablate_inference import samples
-from ablate_study import Study
 
+from ablation.equilibrium import rate_steps
+from ablation.figures import draw_equilibrium, draw_gradients, draw_inference, draw_training
+from ablation.gradients import RECIPES
+from ablation.inference import samples
+from ablation.study import Study
 from deqgen.atomic import write_text
 from deqgen.evaluation.pictures import save_rows
 from deqgen.training.run_folder import write_json
@@ -106,7 +108,8 @@ def page(study: Study, results: Mapping[str, Any]) -> str:
     if found := results["equilibrium"]:
         parts += [
             "## Is there an equilibrium?",
-            f"{preset.paths} samples, float64, from the model's own start. {_spectrum(found)}",
+            f"{preset.paths} samples, float64, from the model's own start. "
+            f"{_spectrum(found, study.budget)}",
             table(SOLVERS, [_end(name, path) for name, path in found["solvers"].items()]),
         ]
     if found := results["inference"]:
@@ -130,13 +133,13 @@ def _end(name: str, path: Mapping[str, Any]) -> dict[str, Any]:
     return {"solver": name, **path, **last, "first": path["size"][0]}
 
 
-def _spectrum(found: Mapping[str, Any]) -> str:
+def _spectrum(found: Mapping[str, Any], budget: int) -> str:
     seen = found["spectrum"]
     return (
         f"At the answer of the model's own budget the Jacobian has spectral radius "
         f"{format_cell(seen['radius'], '.3f')} (median; largest "
-        f"{format_cell(seen['radius_max'], '.3f')}), and plain iteration multiplies a residual by "
-        f"{format_cell(seen['rate'], '.3f')} each time."
+        f"{format_cell(seen['radius_max'], '.3f')}), and within {rate_steps(budget)} steps plain "
+        f"iteration multiplies a residual by {format_cell(seen['rate'], '.3f')} each time."
     )
 
 
@@ -154,7 +157,8 @@ def _reference(found: Mapping[str, Any]) -> str:
         "yardstick, the same gradient of as many other images has cosine "
         f"{format_cell(other['cosine'], '.3f')} and error {format_cell(other['error'], '.2f')}; of "
         f"the same images from other starts {format_cell(moved['cosine'], '.4f')} and "
-        f"{format_cell(moved['error'], '.2g')}."
+        f"{format_cell(moved['error'], '.2g')}. `stochastic-jfb` is the mean of "
+        f"{RECIPES['stochastic-jfb'].draws} draws, at the cost of one."
     )
 
 

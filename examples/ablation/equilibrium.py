@@ -14,9 +14,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from ablate_study import NEVER, STARTS, Problem, Study
 from torch import Tensor
 
+from ablation.study import NEVER, STARTS, Problem, Study
 from deqgen.gradients import State
 from deqgen.models.equilibrium import EquilibriumModel
 from deqgen.solvers import Picard, Progress, Solver, SolverError, solve
@@ -139,11 +139,19 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().mean())
 
 
+def rate_steps(budget: int) -> int:
+    """Plain iterations over whose last ten the rate is taken."""
+    return max(budget, 12)
+
+
 def spectrum(study: Study, exact: EquilibriumModel) -> dict[str, Any]:
-    """Plain iteration: its rate, and the spectral radius where the model's budget ends."""
+    """Plain iteration: its rate early on, and the spectral radius where the model's budget ends.
+
+    The rate tends to the radius only later.
+    """
     problem: Problem = study.problem(exact, study.seeds(study.preset.paths))
     args = exact.embed(problem.noise, problem.label)
-    steps = max(study.budget, 12)
+    steps = rate_steps(study.budget)
     traced = solve(
         exact.iterate, problem.start, args, Picard(), tol=NEVER, max_steps=steps, trace=True
     )

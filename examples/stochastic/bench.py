@@ -11,15 +11,6 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from stochastic_noise import (
-    Axes,
-    EffectiveNoise,
-    cosines,
-    effective_noise_of,
-    given,
-)
-from stochastic_plan import EFFECTIVE, FIRST, Setting, Student, Study
-from stochastic_share import agreement, decided, explained
 from torch import Tensor
 
 from deqgen import create_model, generate
@@ -29,6 +20,15 @@ from deqgen.evaluation import evaluate, load_classifier
 from deqgen.models.protocol import GenerativeModel
 from deqgen.teachers import Teacher
 from deqgen.training import Distillation, train
+from stochastic.noise import (
+    Axes,
+    EffectiveNoise,
+    cosines,
+    effective_noise_of,
+    given,
+)
+from stochastic.plan import EFFECTIVE, FIRST, Setting, Student, Study
+from stochastic.share import agreement, decided, explained
 
 HELD_OUT = 1  # the seed of pairs that nobody is trained on, beside that of the run
 

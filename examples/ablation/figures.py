@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablate_study import Study
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ablation.study import Study
 
 Rows = Sequence[Mapping[str, Any]]
 LINES = ("-", "--", ":", "-.")

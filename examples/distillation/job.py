@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_presets import Preset
 from torch import Tensor
 
 from deqgen import create_model, list_models
@@ -18,6 +17,7 @@ from deqgen.models.cost import model_multiply_adds
 from deqgen.processes import pick_device
 from deqgen.teachers import Teacher
 from deqgen.teachers.names import unknown
+from distillation.presets import Preset
 
 
 @dataclass(frozen=True)

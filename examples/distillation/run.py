@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from distill_job import Job, Options, Task, resolve
-from distill_report import print_table, write_log, write_pictures
 from torch import Tensor, nn
 
 from deqgen import create_model, generate
@@ -26,6 +24,8 @@ from deqgen.models.protocol import GenerativeModel, parameter_count
 from deqgen.teachers import Teacher
 from deqgen.training import CheckpointError, Distillation, Interrupted, TrainingDiverged, train
 from deqgen.training.run_folder import Stopwatch, claim_folder, write_json
+from distillation.job import Job, Options, Task, resolve
+from distillation.report import print_table, write_log, write_pictures
 
 METRICS = "metrics.json"
 NOT_RECORDED = "not recorded"  # the teacher's name in a set that import_get made

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from ablate_study import NEVER, STARTS, Problem, Study
 from torch import Tensor
 
+from ablation.study import NEVER, STARTS, Problem, Study
 from deqgen.data.images import to_float, to_uint8
 from deqgen.evaluation import evaluate
 from deqgen.gradients import State
@@ -141,6 +141,8 @@ def measure(study: Study, name: str, start: str) -> list[dict[str, Any]]:
     seeds = study.seeds(count)
     batches = [seeds[at : at + size] for at in range(0, count, size)]
     try:
+        few = study.problem(study.model, seeds[:2])  # first calls are slow, and not measured
+        follow(study, study.solvers[name], start, few, {max(into): Spent()})
         for batch in batches:
             problem = study.problem(study.model, batch)
             follow(study, study.solvers[name], start, problem, into)

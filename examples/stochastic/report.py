@@ -9,11 +9,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from stochastic_plan import EFFECTIVE, FIRST
 from torch import Tensor
 
 from deqgen.data import to_uint8
 from deqgen.evaluation.pictures import save_rows
+from stochastic.plan import EFFECTIVE, FIRST
 
 Row = Mapping[str, Any]
 COLOURS = {FIRST: "tab:blue", EFFECTIVE: "tab:orange"}

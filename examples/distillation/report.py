@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_job import Job
 from torch import Tensor
 
 from deqgen.evaluation.pictures import save_curves, save_rows
 from deqgen.training import TrajectoryLoss, read_stats
+from distillation.job import Job
 
 COLUMNS = 16  # of samples.png
 

@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,11 +21,13 @@ from torch import Tensor
 from deqgen.data.noise import SEED_LIMIT, generators_for, noise_for
 from deqgen.data.sample_writers import to_pixels
 from deqgen.models import EquilibriumModel, GenerativeModel
-from deqgen.solvers import Tolerance
+from deqgen.solvers import NewtonKrylov, Solver, Tolerance
 
 SHOWN = 9  # images: that of the seed asked for, large, and those of the seeds that follow
 
 _LEAST = 1e-16  # residual that is drawn
+# By default it asks for forward mode, which fused attention does not have on a CPU.
+_INSTEAD: dict[str, Solver[Any]] = {"newton_krylov": NewtonKrylov(jvp="difference")}
 
 CSS = """
 .deqgen-images { display: grid; grid-template-columns: repeat(6, 1fr); gap: 6px; }
@@ -56,7 +59,7 @@ class Choice:
         seed: of the first image, a whole number.
         label: class of all images; None takes the classes in turn, by the seed.
         solver: name; None for the model's own.
-        steps: evaluations of the cell.
+        steps: iterations of the solver; most solvers evaluate the cell once in each.
     """
 
     seed: float | None
@@ -102,7 +105,8 @@ def draw(model: GenerativeModel, choice: Choice) -> Drawn:
     if isinstance(model, EquilibriumModel):
         spend_all = Tolerance(atol=0.0, rtol=0.0)
         options = {"max_steps": choice.steps, "tol": spend_all, "trace": True}
-        options |= {"solver": choice.solver} if choice.solver else {}
+        if choice.solver:
+            options["solver"] = _INSTEAD.get(choice.solver, choice.solver)
     generators = generators_for(seeds)
     noise = noise_for(generators, model.config.image_shape)  # (B, C, H, W)
     label = None if labels is None else torch.tensor(labels)  # (B,)
@@ -226,7 +230,7 @@ def curve_html(drawn: Drawn) -> str:
 
 def _seeds(first: float | None) -> list[int]:
     most = SEED_LIMIT - SHOWN
-    if first is None or first != int(first) or not 0 <= first <= most:
+    if first is None or not 0 <= first <= most or first != int(first):
         raise ValueError(f"The seed is a whole number from 0 to {most:,}.")
     return list(range(int(first), int(first) + SHOWN))
 

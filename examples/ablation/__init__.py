@@ -1,0 +1,1 @@
+"""The parts of ablate_solvers.py."""

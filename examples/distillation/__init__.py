@@ -1,0 +1,1 @@
+"""The parts of distill_cifar.py and distill_imagenet.py."""

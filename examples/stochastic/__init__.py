@@ -1,0 +1,1 @@
+"""The parts of stochastic_teacher.py."""
