@@ -10,7 +10,7 @@ of them: fd_cifar10 on seeds that nobody trained on, and the L1 distance to the 
 pairs at the folder's end that nobody trained on. Trainings are taken in turn by as many processes
 as run this command; a stopped one goes on where it was. Written are results.json, pictures,
 table.md and claims.md: what the paper says (arXiv 2401.08639), what was found here, and a verdict
-by the rules of scaling_rules.py. The report holds what is finished, so far as it goes.
+by the rules of comparison/rules.py. The report holds what is finished, so far as it goes.
 
 The preset "cpu" trains 22 students for about 4.5 hours of one core in all, with bfloat16 in
 hardware; the pairs take about 2.5 hours more. CPU only: what needs a GPU is reported as untested.
@@ -29,10 +29,10 @@ from typing import Any
 import torch
 import tyro
 from distill_job import describe_pairs, has_bfloat16
-from scaling_plan import CLASSES, GET, PLANS, SHAPE, Plan, training_flops
-from scaling_report import write_report
-from scaling_runs import Bench
 
+from comparison.plan import CLASSES, GET, PLANS, SHAPE, Plan, training_flops
+from comparison.report import write_report
+from comparison.runs import Bench
 from deqgen.atomic import discard
 from deqgen.data import PairDataset
 from deqgen.teachers.names import unknown

@@ -95,9 +95,9 @@ def test_a_killed_training_ends_as_one_that_was_not(
 ) -> None:
     from distill_job import has_bfloat16  # type: ignore[import-not-found]
 
-    plan = importlib.import_module("scaling_plan").PLANS["smoke"]
+    plan = importlib.import_module("comparison.plan").PLANS["smoke"]
     precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
-    bench = importlib.import_module("scaling_runs").Bench(plan, PairDataset(pairs), precision)
+    bench = importlib.import_module("comparison.runs").Bench(plan, PairDataset(pairs), precision)
     training = plan.trainings[0]
     alone = bench.train(training, tmp_path / "alone")
     left = json.loads((resumed[0] / "runs" / training.name / "result.json").read_text())
@@ -111,8 +111,8 @@ def test_a_killed_training_ends_as_one_that_was_not(
 def test_small_sets_lie_within_large_ones_and_apart_from_the_held_out(
     pairs: Path, examples: Path
 ) -> None:
-    runs = importlib.import_module("scaling_runs")
-    plan = importlib.import_module("scaling_plan").PLANS["smoke"]
+    runs = importlib.import_module("comparison.runs")
+    plan = importlib.import_module("comparison.plan").PLANS["smoke"]
     data = PairDataset(pairs)
     assert len(runs.FirstPairs(data, 8)) == 8
     held_out = runs.Bench(plan, data, "float32").held_out["seed"]

@@ -1,4 +1,4 @@
-"""scaling_plan.py and scaling_claims.py of examples: matched sizes; verdicts on made-up results."""
+"""The plan and the claims of scaling.py: matched sizes; verdicts on made-up results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MANY, FEW = 80_000, 5_000
 
 @pytest.fixture
 def claims(examples: Path) -> ModuleType:
-    return importlib.import_module("scaling_claims")
+    return importlib.import_module("comparison.claims")
 
 
 @pytest.fixture
 def plan(examples: Path) -> ModuleType:
-    return importlib.import_module("scaling_plan")
+    return importlib.import_module("comparison.plan")
 
 
 def run(student: str, pairs: int, seed: int, fd: float, l1: float, flops: float = 8e12) -> Any:

@@ -1,4 +1,4 @@
-"""examples/scaling_rules.py: the fit and the verdicts, on numbers whose answers are known."""
+"""examples/comparison/rules.py: the fit and the verdicts, on numbers whose answers are known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ fixed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 @pytest.fixture
 def rules(examples: Path) -> ModuleType:
-    return importlib.import_module("scaling_rules")
+    return importlib.import_module("comparison.rules")
 
 
 @fixed

@@ -14,7 +14,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from scaling_claims import (
+
+from comparison.claims import (
     QUALITIES,
     Run,
     all_claims,
@@ -24,8 +25,7 @@ from scaling_claims import (
     fit,
     spread,
 )
-from scaling_plan import COMPARED, GET, VIT_FIVE, VIT_FLOPS, VIT_PARAMETERS, Plan
-
+from comparison.plan import COMPARED, GET, VIT_FIVE, VIT_FLOPS, VIT_PARAMETERS, Plan
 from deqgen.atomic import replacing, write_text
 from deqgen.data.manifest import Manifest
 from deqgen.training.run_folder import write_json

@@ -17,10 +17,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scaling_plan import CLASSES, COMPARED, GET, SNAPSHOTS, Plan, Training, training_flops
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from comparison.plan import CLASSES, COMPARED, GET, SNAPSHOTS, Plan, Training, training_flops
 from deqgen import generate
 from deqgen.data import PairDataset
 from deqgen.evaluation import evaluate

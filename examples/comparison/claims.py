@@ -12,8 +12,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from scaling_plan import GET, VIT_FIVE, VIT_FLOPS, VIT_PARAMETERS
-from scaling_rules import (
+from comparison.plan import GET, VIT_FIVE, VIT_FLOPS, VIT_PARAMETERS
+from comparison.rules import (
     NEEDS_GPU,
     Point,
     PowerLaw,
@@ -26,7 +26,7 @@ from scaling_rules import (
     matches,
     value_at,
 )
-from scaling_runs import CHECKPOINTED
+from comparison.runs import CHECKPOINTED
 
 Run = dict[str, Any]
 Sides = tuple[list[float], list[float]]  # of GET and of what it is compared with, by seed
@@ -244,7 +244,7 @@ def all_claims(
 
     Args:
         runs: results of the trainings.
-        costs: of :meth:`scaling_runs.Bench.costs`, or None.
+        costs: of :meth:`comparison.runs.Bench.costs`, or None.
         few: least number of pairs.
         many: greatest.
     """
