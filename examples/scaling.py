@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 import tyro
-from distill_job import describe_pairs, has_bfloat16
 
 from comparison.plan import CLASSES, GET, PLANS, SHAPE, Plan, training_flops
 from comparison.report import write_report
@@ -38,6 +37,7 @@ from deqgen.data import PairDataset
 from deqgen.teachers.names import unknown
 from deqgen.training import CheckpointError, Interrupted, TrainingDiverged
 from deqgen.training.run_folder import RunFolderError, claim_folder, training_in, write_json
+from distillation.job import describe_pairs, has_bfloat16
 
 RESULT = "result.json"
 Work = Callable[[Path], dict[str, Any]]

@@ -93,7 +93,7 @@ def test_checkpointing_saves_memory_and_parameters_are_shared(resumed: tuple[Pat
 def test_a_killed_training_ends_as_one_that_was_not(
     resumed: tuple[Path, str], pairs: Path, tmp_path: Path, examples: Path
 ) -> None:
-    from distill_job import has_bfloat16  # type: ignore[import-not-found]
+    from distillation.job import has_bfloat16  # type: ignore[import-not-found]
 
     plan = importlib.import_module("comparison.plan").PLANS["smoke"]
     precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
