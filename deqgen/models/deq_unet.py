@@ -1,11 +1,9 @@
-"""Multi-scale equilibrium U-Net: feature maps of all resolutions, solved for together, as a deep
-equilibrium model (Bai et al. 2019, arXiv 1909.01377).
+"""Multi-scale equilibrium U-Net: feature maps of all resolutions, solved for together.
 
-The state is one feature map a resolution, as in multiscale deep equilibrium models (MDEQ, Bai,
-Koltun & Kolter 2020, arXiv 2006.08656), and the cell is one pass of a small diffusion U-Net (DDPM,
-Ho et al. 2020, arXiv 2006.11239): down the resolutions, and up again with skips. The noise enters
-through an encoder that runs once and gives an injection for every resolution; class and noise level
-scale and shift the norms inside the blocks.
+It is a deep equilibrium model (Bai et al. 2019, arXiv 1909.01377) whose state is one feature map a
+resolution (MDEQ, Bai et al. 2020, arXiv 2006.08656); the cell is one pass of a small diffusion
+U-Net (DDPM, Ho et al. 2020, arXiv 2006.11239). The noise enters through an encoder that runs once;
+class and noise level scale and shift the norms inside the blocks.
 
 What keeps the cell a tame map:
 
@@ -16,9 +14,8 @@ What keeps the cell a tame map:
   with the rest, plain iteration contracts by about 0.6. No weight but the last map's is zero.
 
 Where it differs from MDEQ: (1) the scales are fused along a U-Net's path and not all with all;
-(2) the injection reaches every scale and not the finest alone; (3) pre-norm blocks with SiLU;
-(4) no dropout and no weight norm; (5) all maps are gathered at the finest scale and decoded into an
-image. There is no attention: after a few evaluations every pixel has heard of every other.
+(2) the injection reaches every scale; (3) pre-norm blocks with SiLU; (4) no dropout, weight norm or
+attention (every pixel soon hears of every other); (5) all maps are decoded, at the finest scale.
 
 Letters: B samples, C channels, H and W pixels, P patch side, S scales, D_s = D * 2^s channels and
 R_s = H / (P * 2^s) side of the map at scale s (0 is the finest), E embedding, K supervised states.
@@ -275,8 +272,7 @@ class DEQUNet(EquilibriumModel):
 
     def stages(self) -> Sequence[nn.Module]:
         """The blocks of the noise's encoder."""
-        levels = cast("list[ResidualBlocks]", list(self.injection.levels))
-        return [block for level in levels for block in level]
+        return [block for level in self.injection.levels for block in cast(ResidualBlocks, level)]
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the cell where it stands; the arguments are those of ``torch.compile``.
