@@ -1,6 +1,7 @@
 """GET against ViT on the embedded teacher: at equal parameters, equal FLOPs, and five times those.
 
-    deqgen pairs make runs/scaling-pairs --teacher cifar10-small --count 81920 --precision bfloat16
+    deqgen pairs make runs/scaling-pairs --teacher cifar10-small --count 81920 \\
+        --precision bfloat16 --compile
     python examples/scaling.py --dry-run              # what would be trained, and how long it takes
     OMP_NUM_THREADS=1 python examples/scaling.py      # in a second shell too: they share the work
 
@@ -13,7 +14,7 @@ table.md and claims.md: what the paper says (arXiv 2401.08639), what was found h
 by the rules of comparison/rules.py. The report holds what is finished, so far as it goes.
 
 The preset "cpu" trains 22 students for about 4.5 hours of one core in all, with bfloat16 in
-hardware; the pairs take about 2.5 hours more. CPU only: what needs a GPU is reported as untested.
+hardware; the pairs take 50 minutes more. CPU only: what needs a GPU is reported as untested.
 """
 
 from __future__ import annotations

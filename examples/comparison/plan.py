@@ -7,7 +7,7 @@ of five times the parameters are all within 5% of what their names say (a test c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from deqgen import create_model
 from deqgen.models.cost import multiply_adds
 from deqgen.models.protocol import GenerativeModel, parameter_count
 from deqgen.training import TrainConfig
+from distillation.presets import SHORT
 
 SHAPE = (3, 32, 32)  # what fd_cifar10 looks at
 CLASSES = 10
@@ -159,20 +160,9 @@ def matrix(
     return (*first, *again)
 
 
-# The rate is constant and the average covers a share of the run (EDM2's power function), so that
-# the average at an eighth of the run is that of a run of an eighth: one training gives a whole
-# curve of quality against compute.
-RECIPE = TrainConfig(
-    images=1,
-    batch_size=32,
-    betas=(0.9, 0.95),
-    warmup_images=2_048,
-    clip_norm=1.0,
-    ema_power=6.94,
-    save_images=8_192,
-    keep_checkpoints=1,
-    log_images=4_096,
-)
+# The recipe of the demo: at its constant rate, and with its average, a share of a run is a run of
+# that length, so that one training gives a whole curve of quality against compute.
+RECIPE = replace(SHORT, save_images=8_192, keep_checkpoints=1, log_images=4_096)
 
 PLANS = {
     "cpu": Plan(
@@ -213,14 +203,6 @@ PLANS = {
         held_out=8,
         budgets=(1, 6, 12),
         rounds=1,
-        recipe=TrainConfig(
-            images=1,
-            batch_size=8,
-            warmup_images=8,
-            ema_power=6.94,
-            save_images=16,
-            keep_checkpoints=1,
-            log_images=16,
-        ),
+        recipe=replace(RECIPE, batch_size=8, warmup_images=8, save_images=16, log_images=16),
     ),
 }
