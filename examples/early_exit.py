@@ -1,6 +1,6 @@
 """Stop each sample of a trained equilibrium model when it has converged: work against quality.
 
-    python examples/early_exit.py runs/distill_cifar-demo/student.safetensors
+    python examples/early_exit.py get-nano-cifar10
     python examples/early_exit.py student.safetensors --rtol 0.1 0.03 0.01 --count 5000
 
 The first row spends the model's whole budget on every sample. The others stop a sample at its own
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from deqgen.data.noise import generators_for, noise_for
 from deqgen.evaluation import evaluate
-from deqgen.models import GenerativeModel, load_model
+from deqgen.models import GenerativeModel, open_model
 from deqgen.solvers import Tolerance
 from deqgen.training.run_folder import write_json
 
@@ -34,8 +34,8 @@ from deqgen.training.run_folder import write_json
 class Options:
     """What to measure."""
 
-    model: tyro.conf.Positional[Path]
-    """A trained student: the .safetensors file, its .json beside it; or a folder."""
+    model: tyro.conf.Positional[str]
+    """A trained student: whatever deqgen.models.open_model opens."""
     rtol: tuple[float, ...] = (0.2, 0.1, 0.05, 0.02, 0.01)
     """Relative residuals at which samples stop."""
     max_steps: int | None = None
@@ -123,7 +123,7 @@ def draw(whole: Run, rows: list[dict[str, Any]], path: Path) -> None:
 def main(options: Options) -> None:
     if options.count < 2 or options.batch_size < 1:
         raise ValueError("--count must be at least 2 and --batch-size at least 1")
-    model = load_model(options.model)
+    model = open_model(options.model)
     if getattr(model, "deq", None) is None:
         raise ValueError(f"{options.model} is a {model.architecture}, which has no equilibrium")
     options.output_dir.mkdir(parents=True, exist_ok=True)
