@@ -12,6 +12,7 @@ import operator
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -21,6 +22,10 @@ from tyro.conf import subcommand
 from deqgen.commands import COMMANDS, Command, Group
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+
+# torchrun kills all processes as soon as it has seen one of them fail, so those that are silent
+# about a mistake give the one that tells of it time to catch up with them.
+HEAD_START = 2.0  # seconds
 
 # A path that is wrong is a mistake like a name that is wrong, and where there is no network (a
 # ConnectionError, as DownloadError is) a traceback would tell nothing; a full disk is none.
@@ -126,6 +131,7 @@ def _told(error: Exception) -> int:
     Under torchrun all processes have the same options, and one tells of a mistake in them.
     """
     if isinstance(error, OptionError) and os.environ.get("RANK", "0") != "0":
+        time.sleep(HEAD_START)
         return MISTAKE
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, _MISTAKES):

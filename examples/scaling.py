@@ -20,7 +20,6 @@ hardware; the pairs take 50 minutes more. CPU only: what needs a GPU is reported
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,8 +35,8 @@ from comparison.runs import Bench
 from deqgen.atomic import discard
 from deqgen.data import PairDataset
 from deqgen.teachers.names import unknown
-from deqgen.training import CheckpointError, Interrupted, TrainingDiverged
 from deqgen.training.run_folder import RunFolderError, claim_folder, training_in, write_json
+from distillation.ending import ending
 from distillation.job import describe_pairs, has_bfloat16
 
 RESULT = "result.json"
@@ -159,13 +158,5 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
-    try:
+    with ending("scaling"):
         main(options)
-    except Interrupted as stop:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, ImportError, CheckpointError, TrainingDiverged) as error:
-        sys.exit(f"scaling: {error}")

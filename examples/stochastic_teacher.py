@@ -17,7 +17,6 @@ Written are results.json, table.md, draws.png, shares.png, students.png and samp
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ import tyro
 from deqgen.atomic import write_text
 from deqgen.teachers import Sampler, load_teacher
 from deqgen.teachers.names import unknown
-from deqgen.training import CheckpointError, Interrupted, TrainingDiverged
 from deqgen.training.run_folder import Stopwatch, claim_folder, write_json
+from distillation.ending import ending
 from distillation.job import has_bfloat16
 from stochastic.bench import Bench
 from stochastic.plan import EFFECTIVE, FIRST, STUDIES, Setting
@@ -166,13 +165,5 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
-    try:
+    with ending("stochastic_teacher"):
         main(options)
-    except Interrupted as stop:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, ImportError, CheckpointError, TrainingDiverged) as error:
-        sys.exit(f"stochastic_teacher: {error}")

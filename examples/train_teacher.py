@@ -13,7 +13,6 @@ larger --images lengthens a finished run. ``examples/measure_teacher.py`` choose
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -29,8 +28,9 @@ from deqgen.teachers import Guidance, Sampler, load_teacher, save_teacher
 from deqgen.teachers.edm import EDMDenoiser
 from deqgen.teachers.teacher import describe_denoiser
 from deqgen.teachers.unet import UNet, UNetConfig
-from deqgen.training import Denoising, Interrupted, TrainConfig, train
+from deqgen.training import Denoising, TrainConfig, train
 from deqgen.training.run_folder import claim_folder
+from distillation.ending import ending
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,6 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
-    try:
+    # PyTorch raises the last two where a device is not there.
+    with ending("train_teacher", (ValueError, OSError, RuntimeError, AssertionError)):
         main(options)
-    except Interrupted as stop:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        sys.exit(f"train_teacher: {error}")

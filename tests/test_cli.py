@@ -155,12 +155,17 @@ def test_the_first_process_tells_of_an_option(
 ) -> None:
     """All have the same ones; what else goes wrong in another process it tells itself."""
     failing(monkeypatch, FileNotFoundError(errno.ENOENT, "not on this machine", "x"))
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
+        assert waits == []
         assert cli.main(["fail", "--numbre", "3"]) == 2
         assert capsys.readouterr().err.count("deqgen: ") == lines
+    assert waits == [cli.HEAD_START]  # or torchrun would kill the first before it has spoken
     assert cli.main(["fail"]) == 2
     assert "not on this machine" in told(capsys)
+    assert len(waits) == 1
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-CARDS = ("cifar10_teacher", "cifar10_classifier")
+CARDS = ("cifar10_teacher", "cifar10_classifier", "get_nano_cifar10")
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"deqgen/assets/{n}.md" for n in CARDS)])

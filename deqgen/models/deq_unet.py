@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -47,11 +47,9 @@ from deqgen.layers.patches import full_precision
 from deqgen.models.equilibrium import EquilibriumConfig, EquilibriumModel, check_state
 from deqgen.models.protocol import GeneratorOutput, Stopping
 from deqgen.models.registry import Preset, register_model
+from deqgen.models.unet_cell import Maps, UNetCell
 from deqgen.teachers.edm import Preconditioning
 from deqgen_solvers import Solver
-
-Maps: TypeAlias = tuple[Tensor, ...]
-"""One map a scale, finest first: S of (B, D_s, R_s, R_s)."""
 
 _SMALL = 0.2  # of Xavier's range, for what is added to a map
 
@@ -138,45 +136,6 @@ class Injection(nn.Module):
             x = level(x, rows)  # (B, D_s, R_s, R_s)
             injected.append(norm(x))  # (B, D_s, R_s, R_s)
         return tuple(injected)
-
-
-class UNetCell(nn.Module):
-    """The map whose fixed point is sought: one pass of a U-Net over all maps of the state.
-
-    Row-wise: sample i of the image depends on sample i of state and arguments alone.
-    """
-
-    def __init__(self, config: DEQUNetConfig) -> None:
-        super().__init__()
-        c, widths = config, config.widths
-        self.encoder = nn.ModuleList(ResidualBlocks(c.blocks, width, c.groups) for width in widths)
-        self.down = nn.ModuleList(nn.Conv2d(f, g, 2, stride=2) for f, g in pairwise(widths))
-        self.up = nn.ModuleList(nn.Conv2d(g, 4 * f, 1) for f, g in pairwise(widths))
-        self.decoder = nn.ModuleList(
-            ResidualBlocks(c.blocks, width, c.groups) for width in widths[:-1]
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(c.groups, width) for width in widths)
-
-    def forward(self, z: Maps, *args: Tensor) -> Maps:
-        """S maps (B, D_s, R_s, R_s) to the same shapes.
-
-        Args:
-            z: the state.
-            args: the S injections, then a row (B, 2*D_s) for each block if there are rows.
-        """
-        injected, rows = args[: len(z)], iter(args[len(z) :])
-        skips: list[Tensor] = []
-        for scale, level in enumerate(self.encoder):
-            x = z[scale] + injected[scale]  # (B, D_s, R_s, R_s)
-            if scale:
-                x = x + self.down[scale - 1](skips[-1])  # (B, D_s, R_s, R_s)
-            skips.append(level(x, rows))  # (B, D_s, R_s, R_s)
-        x, maps = skips[-1], [skips[-1]]
-        for scale in reversed(range(len(z) - 1)):
-            finer = F.pixel_shuffle(self.up[scale](x), 2)  # (B, D_s, R_s, R_s)
-            x = self.decoder[scale](skips[scale] + finer, rows)  # (B, D_s, R_s, R_s)
-            maps.insert(0, x)
-        return tuple(norm(x) for norm, x in zip(self.norms, maps, strict=True))
 
 
 class MapDecoder(nn.Module):

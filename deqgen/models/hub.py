@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from deqgen.atomic import write_text
 from deqgen.models.errors import ModelFileError
@@ -111,8 +116,8 @@ class Pretrained(PyTorchModelHubMixin):
 
         Raises:
             FileNotFoundError: a file of the folder is missing.
-            ModelFileError: (a ValueError) the Hub gives nothing of this name, a file is damaged,
-                its model is no ``cls``, or weights and config do not fit.
+            ModelFileError: (a ValueError) the Hub gives nothing of this name or cannot be reached,
+                a file is damaged, its model is no ``cls``, or weights and config do not fit.
             TypeError: an override that the model does not have, or of the wrong type.
             ValueError: an override out of its range.
         """
@@ -151,7 +156,24 @@ def _fetched(name: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[HUB_WEIGHTS, HUB_CONFIG], **options))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelFileError(
-            f"{name!r} is no file or folder here, and the Hub gave nothing for it: {reason}"
-        ) from error
+        raise ModelFileError(f"{name!r} is no file or folder here, {_missing(error)}") from error
+
+
+def _missing(error: OSError | ValueError) -> str:
+    """Why there is nothing from the Hub either, and what to do."""
+    cause = error.__cause__
+    if not isinstance(error, LocalEntryNotFoundError) or isinstance(cause, HfHubHTTPError):
+        return f"and the Hub gave nothing for it: {' '.join(str(error).split())}"
+    # The Hub has not answered, and what its library says of that is long.
+    hub = f"the Hugging Face Hub at {constants.ENDPOINT}"
+    if cause is None:
+        why, remedy = f"and local_files_only=True keeps from asking {hub}", "Leave it out"
+    elif isinstance(cause, OfflineModeIsEnabled):
+        why, remedy = f"and HF_HUB_OFFLINE keeps from asking {hub}", "Unset it"
+    else:
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        why, remedy = f"and {hub} could not be reached: {reason}", "Check the network"
+    return (
+        f"no whole copy was fetched before, {why}. {remedy}, or give the path of a model that is "
+        "here; `deqgen list --kind embedded` names those that come with deqgen."
+    )

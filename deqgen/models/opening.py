@@ -49,7 +49,7 @@ def open_model(
             half of one; the message says what was looked for.
         UnknownModelError: (a ValueError) a name that is almost that of an embedded model.
         ModelFileError: (a ValueError) a file is damaged, weights and config do not fit, or the Hub
-            gives nothing of this name.
+            gives nothing of this name or cannot be reached.
         CheckpointError: the checkpoint, or all of the run, are damaged.
         TypeError: an override that the model does not have, or of the wrong type.
         ValueError: an override out of its range.

@@ -182,6 +182,8 @@ class Study:
             "seed": options.seed,
             "teacher": options.teacher,
             "device": str(self.device),
+            # Times by different numbers of them do not belong in one table.
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
         }
         self.config = json.loads(json.dumps(config))
 

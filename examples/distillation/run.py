@@ -22,8 +22,9 @@ from deqgen.models import save_model
 from deqgen.models.cost import model_multiply_adds, multiply_adds
 from deqgen.models.protocol import GenerativeModel, parameter_count
 from deqgen.teachers import Teacher
-from deqgen.training import CheckpointError, Distillation, Interrupted, TrainingDiverged, train
+from deqgen.training import Distillation, train
 from deqgen.training.run_folder import Stopwatch, claim_folder, write_json
+from distillation.ending import ending
 from distillation.job import Job, Options, Task, resolve
 from distillation.report import print_table, write_log, write_pictures
 
@@ -193,18 +194,10 @@ def refuse_several_processes() -> None:
 
 def main(task: Task, options: Options) -> None:
     """Run the task, or show its results if it is done, or end with one sentence."""
-    try:
+    with ending(task.name):
         refuse_several_processes()
         job = resolve(task, options)
         claim_folder(job.directory, job.describe())
         finished = job.directory / METRICS
         metrics = json.loads(finished.read_text()) if finished.is_file() else run(job)
         print_table(metrics, job)
-    except Interrupted as stop:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, ImportError, CheckpointError, TrainingDiverged) as error:
-        sys.exit(f"{task.name}: {error}")

@@ -284,6 +284,7 @@ def test_a_grid_is_called_like_its_model(
         (["--model", ""], "name a model"),
         (["a", "--model", "b"], "MODEL 'a' and --model 'b' are two models; give one"),
         (["get-nano-cifr10"], "Did you mean 'get-nano-cifar10'?"),
+        (["me/not-there"], "HF_HUB_OFFLINE keeps from asking the Hugging Face Hub"),  # conftest.py
         (["a", "b"], "b"),
     ],
 )

@@ -273,3 +273,14 @@ def test_the_folder_of_another_model_is_refused(smoke: Path, tmp_path: Path) -> 
     saved = save_model(model, tmp_path / "get.safetensors")
     done = run(saved, "--output-dir", smoke)
     assert done.returncode == 1 and "is the folder of another configuration" in done.stderr
+
+
+def test_times_by_another_number_of_threads_are_not_mixed_in(
+    student: Path, smoke: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    done = run(student, "--output-dir", smoke, "--parts", "inference")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "is the folder of another configuration: threads was 1 and is now 7" in done.stderr
+    assert {path: path.read_bytes() for path in smoke.rglob("*") if path.is_file()} == before

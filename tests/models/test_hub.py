@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from deqgen.gradients import Implicit, Unrolled
 from deqgen.models import (
@@ -284,6 +285,48 @@ def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert isinstance(model, GET)
     assert (asked["name"], asked["revision"], asked["token"]) == ("me/toy", "v1", "secret")
     assert sorted(asked["allow_patterns"]) == FILES[1:]
+
+
+@pytest.mark.parametrize(
+    ("cause", "says"),
+    [
+        (None, "and local_files_only=True keeps from asking the Hugging Face Hub at URL. Leave it"),
+        (OfflineModeIsEnabled("no"), "and HF_HUB_OFFLINE keeps from asking the Hugging Face Hub"),
+        (ConnectionError("no\n route"), "Hub at URL could not be reached: no route. Check the net"),
+        (TimeoutError(), "could not be reached: TimeoutError. Check the network, or give the path"),
+    ],
+    ids=["local", "offline", "network", "silent"],
+)
+def test_where_the_hub_cannot_be_asked(
+    cause: Exception | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, **options: Any) -> str:
+        raise LocalEntryNotFoundError("words of the Hub's") from cause
+
+    monkeypatch.setattr("deqgen.models.hub.snapshot_download", download)
+    with pytest.raises(ModelFileError) as caught:
+        GenerativeModel.from_pretrained("me/toy")
+    said = str(caught.value)
+    assert said.startswith(
+        "'me/toy' is no file or folder here, no whole copy was fetched before, and "
+    )
+    assert says.replace("URL", huggingface_hub.constants.ENDPOINT) in said
+    assert "words" not in said and "deqgen list --kind embedded" in said
+    assert isinstance(caught.value.__cause__, LocalEntryNotFoundError)
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["answer", "down"])
+def test_what_the_hub_answers_is_passed_on(down: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, **options: Any) -> str:
+        if down:  # of which the Hub's own class wants the whole answer, a matter of its version
+            raise LocalEntryNotFoundError("no\n luck") from HfHubHTTPError.__new__(HfHubHTTPError)
+        raise OSError("no\n luck")
+
+    monkeypatch.setattr("deqgen.models.hub.snapshot_download", download)
+    with pytest.raises(
+        ModelFileError, match="folder here, and the Hub gave nothing for it: no luck"
+    ):
+        GenerativeModel.from_pretrained("me/toy")
 
 
 @pytest.mark.parametrize("name", ["me/there-is-none", "no/such/folder", "/no/such/folder"])
