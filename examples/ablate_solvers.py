@@ -21,8 +21,6 @@ whenever you like: the same command goes on. Written are ablation.json, table.md
 
 from __future__ import annotations
 
-import sys
-
 import tyro
 
 from ablation.equilibrium import measure_all as measure_equilibrium
@@ -31,7 +29,7 @@ from ablation.inference import measure_all as measure_inference
 from ablation.report import write
 from ablation.study import Options, Study
 from ablation.training import Training
-from deqgen.training import Interrupted
+from distillation.ending import ending
 
 
 def main(options: Options) -> None:
@@ -52,10 +50,5 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
-    try:
+    with ending("ablate_solvers", (ValueError, TypeError, OSError, ImportError)):
         main(options)
-    except (KeyboardInterrupt, Interrupted):
-        print("\nstopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        sys.exit(f"ablate_solvers: {error}")
