@@ -43,7 +43,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         create_model("ViT-N/8", depth=1, width=32, heads=2), tmp_path / "v.safetensors"
     )
     for arguments, message in (
-        ((tmp_path / "none.safetensors",), "is missing"),
+        ((tmp_path / "none.safetensors",), "there is no model at"),
         ((vit,), "which has no equilibrium"),
         ((vit, "--count", 1), "--count must be at least 2"),
     ):
