@@ -141,7 +141,7 @@ def main(options: Options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     listed = [{**asdict(row), "evaluations": row.evaluations} for row in rows]
     write_json(folder / "teacher_budget.json", listed)
-    write_text(folder / "teacher_budget.md", text + "\n")
+    write_text(folder / "teacher_budget.md", f"# Evaluations of the teacher\n\n{text}\n")
     draw(rows, folder / "teacher_budget.png")
     print(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -140,9 +141,21 @@ def test_times(model: str) -> None:
         assert near(rate.rstrip("%"), here["training"]["deqgen, % of matrix rate"])
 
 
-@pytest.mark.parametrize("page", [ARCHITECTURES, "start/flagship.md"])
-def test_the_demo(page: str) -> None:
-    heading = "In the demo" if page == ARCHITECTURES else "What the numbers say"
+def test_get_against_vit() -> None:
+    found = results("scaling/results.json")["runs"]
+    table = rows(ARCHITECTURES, "Measured")
+    assert len(table) == 4
+    for student, *cells in table:
+        runs = [r for r in found if r["student"] == student and r["pairs"] == 80_000]
+        ends = [run["curve"][-1] for run in runs]
+        measured = [1e-6 * runs[0]["parameters"], runs[0]["gmacs"]]
+        for key, factor in (("fd_cifar10", 1.0), ("accuracy", 100.0), ("pair_l1", 1.0)):
+            measured.append(factor * fmean(end[key] for end in ends))
+        pairs = zip(cells, measured, strict=True)
+        assert all(near(cell.rstrip("%"), value) for cell, value in pairs), student
+
+
+def test_the_demo() -> None:
     found = results("demo/metrics.json")
     keys = {
         "passes": ("nfe", 1.0),
@@ -153,7 +166,7 @@ def test_the_demo(page: str) -> None:
         "`fd_cifar10`": ("fd_cifar10", 1.0),
         "class": ("accuracy", 100.0),
     }
-    for title, *cells in rows(page, heading):
+    for title, *cells in rows("start/flagship.md", "What the numbers say"):
         key, factor = keys[title.split()[0].rstrip(",")]
         models = ("teacher", "get", "vit")[-len(cells) :]
         for model, cell in zip(models, cells, strict=True):

@@ -26,7 +26,7 @@ CARD = ASSET.with_suffix(".md").read_text(encoding="utf-8")
 
 # Of the images of seeds 0 to 9, one class each: mean, standard deviation, and the mean square of
 # the differences of neighbours. Of new weights these are other numbers: write them anew here.
-RECORDED = (-0.034597, 0.465721, 0.026807)
+RECORDED = (-0.060683, 0.531233, 0.031981)
 
 
 @pytest.fixture
