@@ -150,7 +150,7 @@ def run(bench: Bench, watch: Stopwatch) -> dict[str, Any]:
 
 def write_results(folder: Path, results: dict[str, Any], watch: Stopwatch) -> None:
     results["seconds"] = {stage: round(seconds, 1) for stage, seconds in watch.seconds.items()}
-    write_text(folder / "table.md", tables(results))
+    write_text(folder / "table.md", f"# Stochastic teachers\n\n{tables(results)}")
     write_json(folder / RESULTS, results)
 
 
