@@ -1,12 +1,13 @@
 """Distil a CIFAR-10 diffusion teacher into a one-step Generative Equilibrium Transformer.
 
     python examples/distill_cifar.py                    # the demo: about ten minutes on two cores
-    python examples/distill_cifar.py --preset paper --device cuda    # GET-B/2, a million pairs
+    python examples/distill_cifar.py --preset paper --device cuda --teacher edm-cifar10-cond-vp
 
-The teacher turns noise into images in 35 network evaluations or more, once; the GET learns that map
+The teacher turns noise into images in tens of network evaluations, once; the GET learns that map
 from the noise/image pairs alone and repeats it in one pass (arXiv 2401.08639). A ViT of no smaller
-cost learns from the same pairs for as many images, for comparison. Nothing is downloaded: teacher
-and measuring network ship with the package.
+cost learns from the same pairs for as many images, for comparison. The demo downloads nothing:
+teacher and measuring network ship with the package. The preset paper is GET-B/2 on a million pairs,
+and wants a teacher worth it: that of EDM is fetched once (weights under CC BY-NC-SA 4.0).
 
 It writes config.json, pairs/, log.csv, student.safetensors and .json, metrics.json, samples.png and
 loss.png into the output folder. Interrupt it whenever you like: the same command continues.

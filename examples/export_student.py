@@ -1,12 +1,12 @@
 """Make an embedded student of a trained model: weights in half precision, config and model card.
 
-    python examples/export_student.py runs/distill_cifar-demo/student.safetensors \\
-        --pairs runs/distill_cifar-demo/pairs --training "20,000 images by ..."
+    python examples/export_student.py runs/00000-GET-N-4-scaling-pairs --pairs runs/scaling-pairs \\
+        --training "196,608 images by ..." --out deqgen/assets/get_nano_cifar10.safetensors
 
 Written are OUT.safetensors, OUT.json and the card OUT.md, whose text is export_student.md. The
 weights are rounded first, so the card says what the rounded student is worth; its teacher, whose
-images are those of the pairs, is measured on as many of them. By default OUT is
-deqgen/assets/get_nano_cifar10, which ``open_model("get-nano-cifar10")`` opens; commit all three.
+images are those of the pairs, is measured on as many of them. What lies in deqgen/assets under a
+student's name is what ``open_model`` opens by that name: commit all three.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from deqgen.models import (
     save_model,
 )
 
-ASSETS = Path(__file__).resolve().parents[1] / "deqgen" / "assets"
 CARD = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")  # with fields to fill in
 
 
@@ -45,12 +44,12 @@ class Options:
     """The pairs that it was trained on, which name the teacher."""
     training: str
     """How it was trained, for the card: images seen, command."""
+    out: Path
+    """The .safetensors file to write, with .json and .md beside it."""
     teacher: str = ""
     """What to say of the teacher beside its name, for the card: images seen."""
     name: str = "get-nano-cifar10"
     """What the student is called."""
-    out: Path = ASSETS / "get_nano_cifar10.safetensors"
-    """The .safetensors file to write, with .json and .md beside it."""
     count: int = 3072
     """Images that are measured, of the student and of its teacher."""
 

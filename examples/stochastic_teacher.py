@@ -8,7 +8,8 @@ For each S_churn is measured how much of an image its first noise still decides:
 the rest drawn anew, and what varies is compared with what varies within a class. Students of equal
 budget then learn from pairs of some of these teachers. One that is given the first noise alone can
 learn no more than a mean of all that the rest may bring. The remedy gives it the effective noise in
-its place: one sum of all draws, made from the pairs' seeds, see stochastic/noise.py.
+its place: one sum of all draws, made from the pairs' seeds, see stochastic/noise.py. The sampler is
+EDM's, 18 steps of Heun, for which churn is defined: 47 evaluations an image with guidance.
 
 Written are results.json, table.md, draws.png, shares.png, students.png and samples.png. The preset
 "cpu" takes about an hour of one core with bfloat16 in hardware, and twice that without --compile.

@@ -51,8 +51,14 @@ class Options:
     """Peak rate; from 400,000 images on it falls with the inverse square root of the images."""
     label_dropout: float = 0.1
     """Share of the images shown without their class; classifier-free guidance needs it."""
-    guidance: float = 2.0
-    """Guidance scale written into the teacher's file as its default."""
+    guidance: float = 5.0
+    """Guidance scale that the teacher's file names as its default; 1 is none."""
+    interval: tuple[float, float] = (0.25, 6.0)
+    """Noise levels between which it guides."""
+    sampler: str = "dpmpp-2m"
+    """Method that the file names as its default: dpmpp-2m, heun or euler."""
+    steps: int = 12
+    """Steps of that sampler."""
     precision: str = "bfloat16"
     """bfloat16 or float32, of the matrix products."""
     compile: bool = True
@@ -125,7 +131,9 @@ def compile_cell(model: nn.Module, config: TrainConfig) -> TrainConfig:
 def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
-    config, guidance = recipe(options), Guidance(scale=options.guidance)
+    config = recipe(options)
+    sampler = Sampler(method=options.sampler, steps=options.steps)
+    guidance = Guidance(scale=options.guidance, interval=options.interval)
     device = torch.device(options.device)
     torch.empty(0, device=device)  # refuse a device that is not there before reading the data
     data = ImageZip(options.data)
@@ -150,7 +158,7 @@ def main(options: Options) -> None:
     metadata = {
         "name": "cifar10-small" if options.model == "UNet" else options.model,
         "class_names": CIFAR10_CLASSES,
-        "sampler": Sampler(),
+        "sampler": sampler,
         "guidance": guidance,
         "card": card,
     }

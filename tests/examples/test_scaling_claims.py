@@ -88,12 +88,13 @@ def test_verdicts_follow_the_numbers(claims: ModuleType, plan: ModuleType) -> No
         for name, ms, mib in (
             (plan.GET, 2.0, 10.0),
             (plan.VIT_FIVE, 3.0, 9.0),
+            (plan.VIT_FLOPS, 1.5, 20.0),
             (claims.CHECKPOINTED, 2.0, 5.0),
         )
     }
     found = claims.all_claims(runs, costs, FEW, MANY)
     verdicts = {claim.claim: claim.verdict for claim in found}
-    assert len(verdicts) == len(found) == 13
+    assert len(verdicts) == len(found) == 16
 
     def verdict(words: str) -> str:
         return str(by_name(found, words).verdict)
@@ -114,10 +115,12 @@ def test_verdicts_follow_the_numbers(claims: ModuleType, plan: ModuleType) -> No
     assert verdict("Scaling") == "holds"
     assert "compute^-0.333" in by_name(found, "Scaling").here
     assert verdict("Test-time") == "not measured yet"
-    assert verdict("Memory of training") == "does not hold"
+    assert verdict("Memory of training: less than the ViT of 5x") == "does not hold"
+    assert verdict("Memory of training: less than the ViT of equal FLOPs") == "holds"
     assert verdict("cell evaluated anew") == "holds"
-    assert verdict("Speed of training") == "not decided: within 5%"
-    assert verdict("Speed of sampling") == "holds"
+    assert verdict("Speed of training: faster than the ViT of 5x") == "not decided: within 5%"
+    assert verdict("Speed of sampling: faster than the ViT of 5x") == "holds"
+    assert verdict("Speed of sampling: faster than the ViT of equal FLOPs") == "does not hold"
     assert verdict("on a GPU") == "cannot be tested without a GPU"
 
 
