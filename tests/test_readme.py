@@ -25,3 +25,24 @@ def test_the_table_is_that_of_the_recorded_run() -> None:
     row = next(line for line in TEXT.splitlines() if line.startswith("| fd_cifar10"))
     recorded = [f"{metrics[model]['fd_cifar10']:.2f}" for model in ("teacher", "get", "vit")]
     assert [cell.strip() for cell in row.split("|")[2:5]] == recorded
+
+
+def test_what_holds_is_what_was_measured() -> None:
+    """Each "A against B" of the table is that of fd_cifar10 in the computed claims."""
+    results = json.loads((REPOSITORY / "docs/results/scaling/results.json").read_text())
+    claims = {claim["claim"]: claim["here"] for claim in results["claims"]}
+    start = "Parameter efficiency: GET "
+    table = {
+        "a GET is better than a ViT of equal": "better than a ViT of equal parameters",
+        "the same after as much": "better than a ViT of equal parameters, after as much training "
+        "compute",
+        "it matches a ViT of five": "matches a ViT of five times the parameters",
+        "it matches a ViT of equal FLOPs": "matches a ViT of equal FLOPs",
+    }
+    for row, claim in table.items():
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {row}")]
+        printed = re.findall(r"([\d.]+) against ([\d.]+)", line.split("|")[2])
+        (found,) = re.findall(
+            r"fd_cifar10: GET ([\d.]+)[^;]* against ViT ([\d.]+)", claims[f"{start}{claim}"]
+        )
+        assert printed == [tuple(f"{float(number):.1f}" for number in found)], row
