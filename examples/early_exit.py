@@ -1,6 +1,6 @@
 """Stop each sample of a trained equilibrium model when it has converged: work against quality.
 
-    python examples/early_exit.py get-nano-cifar10
+    python examples/early_exit.py get-nano-cifar10 --rtol 0.4 0.3 0.25 0.2 0.15
     python examples/early_exit.py student.safetensors --rtol 0.1 0.03 0.01 --count 5000
 
 The first row spends the model's whole budget on every sample. The others stop a sample at its own
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from deqgen.data.noise import generators_for, noise_for
 from deqgen.evaluation import evaluate
+from deqgen.evaluation.generated import Solve
 from deqgen.models import GenerativeModel, open_model
 from deqgen.solvers import Tolerance
 from deqgen.training.run_folder import write_json
@@ -126,6 +127,7 @@ def main(options: Options) -> None:
     model = open_model(options.model)
     if getattr(model, "deq", None) is None:
         raise ValueError(f"{options.model} is a {model.architecture}, which has no equilibrium")
+    Solve(max_steps=1).check(model)  # no diffusion model, either
     options.output_dir.mkdir(parents=True, exist_ok=True)
     whole = sample(model, options, 0.0)
     rows: list[dict[str, Any]] = []

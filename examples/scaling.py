@@ -83,7 +83,8 @@ def open_pairs(folder: Path, plan: Plan) -> PairDataset:
     """Open the folder, or say how to make one that suits."""
     needed = plan.most_pairs + plan.held_out
     how = (
-        f"make one with `deqgen pairs make {folder} --teacher cifar10-small --count {needed}` "
+        f"make one with `deqgen pairs make {folder} --teacher cifar10-small --count {needed} "
+        "--precision bfloat16 --compile` "
         "or name another with --pairs"
     )
     if not folder.exists():

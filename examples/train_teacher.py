@@ -35,7 +35,11 @@ from distillation.ending import ending
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of one run. Only --images, --threads, --compile and --device may change later."""
+    """Settings of one run.
+
+    --images, --threads, --compile, --device and what the teacher's file names as its defaults
+    (--guidance, --interval, --sampler, --steps) may change later; nothing else.
+    """
 
     data: Path
     """EDM-style zip of 32x32 training images with labels."""
@@ -142,6 +146,7 @@ def main(options: Options) -> None:
         raise ValueError(f"the images of {options.data} have shape {shape}, not (3, 32, 32)")
     model = build(options).to(device, memory_format=torch.channels_last)
     free = {"images", "threads", "compile", "device", "output_dir"}
+    free |= {"guidance", "interval", "sampler", "steps"}  # for the file at the end
     settings = {k: v for k, v in asdict(options).items() if k not in free}
     claim_folder(options.output_dir, {**settings, "data": options.data.name})
     config = compile_cell(model, config) if config.compile else config

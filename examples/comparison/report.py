@@ -44,8 +44,9 @@ core."""
 RULES = """What arXiv 2401.08639 says of models of up to 300 million parameters after 100 million
 images and more, beside small models in short trainings. In brackets the least and the greatest of
 the seeds; verdicts are computed by `examples/comparison/rules.py`: a difference counts if the seeds
-of the two do not overlap, which two seeds of each do by chance in one case of three. Less is
-better, of `fd_cifar10` and of `pair_l1`, the L1 distance to the teacher's image."""
+of the two do not overlap (by chance alone two seeds of each lie apart in one case of three), and
+"matches" holds unless all of GET's seeds are the worse ones. Less is better, of `fd_cifar10` and of
+`pair_l1`, the L1 distance to the teacher's image."""
 
 
 def write_report(

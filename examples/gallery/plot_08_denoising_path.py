@@ -33,7 +33,7 @@ print(f"{len(answers)} evaluations of the network, sigma from {answers[0][0]:g} 
 
 # %%
 
-shown = answers[:: len(answers) // 8]
+shown = [answers[i] for i in torch.linspace(0, len(answers) - 1, 8).round().long().tolist()]
 figure, axes = plt.subplots(4, len(shown), figsize=(10, 4.6), layout="constrained")
 for column, (sigma, x, answer) in zip(axes.T, shown, strict=True):
     scaled = x / (sigma**2 + 0.5**2) ** 0.5

@@ -6,18 +6,21 @@ Guidance exaggerates what the class changes in the teacher's answer. More of it 
 clearer and the images less varied; every guided evaluation costs two.
 """
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import torch
 
 from deqgen.data import noise_for, to_uint8
 from deqgen.evaluation import CIFAR10_CLASSES, load_classifier
-from deqgen.teachers import Guidance, Sampler, load_teacher
+from deqgen.teachers import Guidance, load_teacher
 
 # %%
 # One teacher, with the guidance exchanged. Eight steps are fewer than it ships with, and enough to
 # see the effect.
 
-teacher = load_teacher("cifar10-small").replace(sampler=Sampler(steps=8))
+teacher = load_teacher("cifar10-small")
+teacher = teacher.replace(sampler=replace(teacher.sampler, steps=8))
 classifier = load_classifier()
 noise, label = noise_for(range(8), (3, 32, 32)), torch.tensor([0, 1, 4, 6, 7, 8, 9, 1])
 rows = {}

@@ -38,6 +38,13 @@ def test_work_falls_with_the_tolerance(tmp_path: Path) -> None:
     assert done.stdout.count("fd_cifar10") == 3
 
 
+def test_an_embedded_student_has_a_name(tmp_path: Path) -> None:
+    done = run("get-nano-cifar10", "--rtol", 0.4, "--count", 4, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, early = json.loads((tmp_path / "early_exit.json").read_text())
+    assert (whole["evaluations"], early["evaluations"]) == (6, 3)
+
+
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     vit = save_model(
         create_model("ViT-N/8", depth=1, width=32, heads=2), tmp_path / "v.safetensors"

@@ -167,8 +167,8 @@ def test_denoisers_of_one_network_are_told_apart() -> None:
     assert described(DiscreteDenoiser(network, abar * (1 + 1e-12))) == json.loads(texts[2])
 
 
-def test_the_embedded_teacher_is_described_as_it_always_was() -> None:
-    """Folders of pairs, and recorded runs, compare the description."""
+def test_the_embedded_teacher_is_described_as_in_the_pairs_that_there_are() -> None:
+    """Folders of pairs, and recorded runs, compare the description: a new teacher has another."""
     text = json.dumps(load_teacher("cifar10-small").describe(), sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "ad519e96df10ac0c"
 
