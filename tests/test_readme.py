@@ -30,7 +30,7 @@ def test_the_table_is_that_of_the_recorded_run() -> None:
 def test_what_holds_is_what_was_measured() -> None:
     """Each "A against B" of the table is that of fd_cifar10 in the computed claims."""
     results = json.loads((REPOSITORY / "docs/results/scaling/results.json").read_text())
-    claims = {claim["claim"]: claim["here"] for claim in results["claims"]}
+    claims = {claim["claim"]: claim for claim in results["claims"]}
     start = "Parameter efficiency: GET "
     table = {
         "a GET is better than a ViT of equal": "better than a ViT of equal parameters",
@@ -40,9 +40,12 @@ def test_what_holds_is_what_was_measured() -> None:
         "it matches a ViT of equal FLOPs": "matches a ViT of equal FLOPs",
     }
     for row, claim in table.items():
+        computed = claims[f"{start}{claim}"]
         (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {row}")]
-        printed = re.findall(r"([\d.]+) against ([\d.]+)", line.split("|")[2])
+        here, verdict = line.split("|")[2:4]
+        printed = re.findall(r"([\d.]+) against ([\d.]+)", here)
         (found,) = re.findall(
-            r"fd_cifar10: GET ([\d.]+)[^;]* against ViT ([\d.]+)", claims[f"{start}{claim}"]
+            r"fd_cifar10: GET ([\d.]+)[^;]* against ViT ([\d.]+)", computed["here"]
         )
         assert printed == [tuple(f"{float(number):.1f}" for number in found)], row
+        assert verdict.strip().startswith(computed["verdict"]), row
