@@ -154,6 +154,15 @@ def test_get_against_vit() -> None:
         assert all(near(cell.rstrip("%"), value) for cell, value in pairs), student
 
 
+def test_students_of_stochastic_teachers() -> None:
+    found = results("stochastic_teacher/results.json")["students"]
+    for (*_, quality, share), row in zip(
+        rows("results/index.md", "Stochastic teachers"), found, strict=True
+    ):
+        assert near(quality, row["fd_cifar10"])
+        assert near(share.partition("%")[0], 100 * row["explained"])
+
+
 def test_the_demo() -> None:
     found = results("demo/metrics.json")
     keys = {
